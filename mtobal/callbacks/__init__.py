@@ -1,0 +1,5 @@
+"""Callbacks for Lightning."""
+
+from mtobal.callbacks.multi_task_balancer import MultiTaskBalancer
+
+__all__ = ["MultiTaskBalancer"]

@@ -1,0 +1,26 @@
+"""The catalogue of strategies: one file a method, under the place of the step that it fills."""
+
+from mtobal.strategies import gradient, loss
+from mtobal.strategies.base import Aggregation, LossWeighting, Step, Strategy
+from mtobal.strategies.card import Card
+from mtobal.strategies.composition import Composition
+from mtobal.strategies.functional import aggregate, weights
+from mtobal.strategies.registry import available, register
+from mtobal.strategies.spec import Spec, build
+
+__all__ = [
+    "Aggregation",
+    "Card",
+    "Composition",
+    "LossWeighting",
+    "Spec",
+    "Step",
+    "Strategy",
+    "aggregate",
+    "available",
+    "build",
+    "gradient",
+    "loss",
+    "register",
+    "weights",
+]

@@ -1,0 +1,178 @@
+"""The places of a training step and the base class of the strategies that fill each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mtobal.errors import UsageError
+from mtobal.strategies.card import Card, Heads, Reads
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a strategy may read in one training step, besides the gradients.
+
+    Attributes
+    ----------
+    tasks : tuple of str
+        The names of all K tasks of the training, in their fixed order.
+    active : tuple of int
+        Indices of the A tasks that have a loss in this step; the others sit it out.
+    losses : Tensor of shape (A,) or None
+        The detached losses of the active tasks, or None where only gradients are known.
+    """
+
+    tasks: tuple[str, ...]
+    active: tuple[int, ...]
+    losses: Tensor | None = None
+
+    @classmethod
+    def of(cls, num_tasks: int, losses: Tensor | None = None) -> Step:
+        """Build the step in which `num_tasks` unnamed tasks are all active."""
+        names = tuple(str(task) for task in range(num_tasks))
+        return cls(tasks=names, active=tuple(range(num_tasks)), losses=losses)
+
+    def require_losses(self, strategy: str) -> Tensor:
+        """Return the losses, or say that `strategy` cannot do without them."""
+        if self.losses is None:
+            raise UsageError(f"{strategy} reads the losses: pass losses=, one value a task.")
+        return self.losses
+
+
+class Strategy(nn.Module):
+    """A method that fills one place of the step.
+
+    All state lives in `state_dict`: parameters and buffers as in any module, and beside them the strategy's
+    own random generator and the optimizer of its learned parameters. State whose shape depends on the number
+    of tasks is registered as None and created at the first step; loading creates it from the saved shape.
+
+    Attributes
+    ----------
+    generator : torch.Generator or None
+        Source of all random draws of the strategy, on the CPU so that every rank draws the same.
+    optimizer : torch.optim.Optimizer or None
+        Updates the strategy's learned parameters, apart from the user's optimizer.
+    """
+
+    place: ClassVar[str]
+    reads: ClassVar[Reads]
+    backward_passes: ClassVar[str]
+    card: ClassVar[Card] = Card()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator: torch.Generator | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Build the optimizer of the learned parameters; strategies that learn some override this."""
+        raise NotImplementedError(f"{type(self).__name__} has learned parameters but no optimizer.")
+
+    def update(self, step: Step) -> None:
+        """Learn from a step whose weights have been applied. Nothing to do for a stateless strategy."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the state that is neither parameter nor buffer."""
+        return {
+            "generator": None if self.generator is None else self.generator.get_state(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_extra_state` returned."""
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"].cpu())
+        if state["optimizer"] is not None:
+            self.optimizer = self.make_optimizer()
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, parameter in self._parameters.items():
+            saved = state_dict.get(prefix + name)
+            if saved is not None and (parameter is None or parameter.shape != saved.shape):
+                self._parameters[name] = nn.Parameter(torch.empty_like(saved))
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if saved is not None and (buffer is None or buffer.shape != saved.shape):
+                self._buffers[name] = torch.empty_like(saved)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class LossWeighting(Strategy):
+    """Turns the losses of the active tasks into one weight each."""
+
+    place = "loss weighting"
+    reads = "losses"
+    backward_passes = "1"
+
+    def weigh(self, step: Step) -> Tensor:
+        """Return the task weights.
+
+        Parameters
+        ----------
+        step : Step
+            The step at hand.
+
+        Returns
+        -------
+        Tensor of shape (A,)
+            The weight of each active task, without graph, on the device of the losses.
+        """
+        raise NotImplementedError
+
+
+class Aggregation(Strategy):
+    """Turns the Gramian of the task gradients into one weight each.
+
+    Parameters
+    ----------
+    scale : {"native", "sum"}
+        ``native`` keeps the scale of the paper; ``sum`` asks for weights on the scale of the plain sum, so that
+        a learning rate tuned for equal weights keeps its meaning.
+    heads : {"raw", "weighted"} or None
+        The gradient of task-own parameters: the plain one of their loss, or the weighted one.
+        None follows the official code of the method, as its card says.
+    """
+
+    place = "gradient aggregation"
+    reads = "gramian"
+    backward_passes = "K"
+
+    def __init__(self, *, scale: Literal["native", "sum"] = "native", heads: Heads | None = None) -> None:
+        super().__init__()
+        if scale == "sum" and self.card.scale == "own":
+            raise UsageError(
+                f"{type(self).__name__} has a scale of its own, on which no factor gives that of the sum: "
+                "leave scale='native'."
+            )
+        self.scale = scale
+        self.heads: Heads = self.card.heads if heads is None else heads
+
+    def solve(self, gramian: Tensor, step: Step) -> Tensor:
+        """Return the task weights on the native scale.
+
+        Parameters
+        ----------
+        gramian : Tensor of shape (A, A)
+            ``G = J J^T`` of the active tasks, float64 on the CPU.
+        step : Step
+            The step at hand.
+
+        Returns
+        -------
+        Tensor of shape (A,)
+            Weights w; the gradient of the shared parameters becomes ``J^T w``.
+        """
+        raise NotImplementedError
+
+    def weights(self, gramian: Tensor, step: Step) -> Tensor:
+        """Solve for the task weights and bring them to the scale that was asked for."""
+        weights = self.solve(gramian, step)
+        if self.scale == "sum" and self.card.scale == "mean":
+            return weights * len(step.active)
+        return weights

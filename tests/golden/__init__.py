@@ -1,0 +1,1 @@
+"""Exact expected values, and how each strategy is run against them."""
