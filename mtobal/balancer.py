@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mtobal.errors import UsageError
-from mtobal.gradients import Partition, find_partition, task_gradients
-from mtobal.ops import combine, gramian
+from mtobal.gradients import (
+    Partition,
+    RNGState,
+    find_partition,
+    reached_leaves,
+    replayed,
+    rng_state,
+    task_gradients,
+)
+from mtobal.ops import Jacobian, combine, gramian
 from mtobal.strategies import Composition, Spec, Step, build
 
 Losses = Mapping[str, Tensor | None]
+Closure = Callable[[], Losses | tuple[Losses, Tensor]]
 Shared = nn.Module | str | Iterable[nn.Module | nn.Parameter | str]
 
 
@@ -78,20 +88,22 @@ class Balancer:
         self._shared = None if shared is None or model is None else _shared_names(model, shared)
         self._trainable: tuple[int, ...] = ()
         self._walked: frozenset[str] = frozenset()  # tasks whose graph has been searched for parameters
-        self._applied: tuple[Step, Tensor, Tensor] | None = None
+        self._applied: tuple[Step, Tensor | None, Tensor] | None = None
 
     def __repr__(self) -> str:
         return f"Balancer({self.strategy.spec!r}, tasks={self.tasks})"
 
     # ------------------------------------------------------------------ the balanced loss
 
-    def __call__(self, losses: Losses) -> Tensor:
+    def __call__(self, losses: Losses, *, representation: Tensor | None = None) -> Tensor:
         """Join the losses of one batch into the balanced loss.
 
         Parameters
         ----------
         losses : mapping from task to scalar tensor or None
             A task that is None or absent sits this step out.
+        representation : Tensor, optional
+            The output of the shared encoder that all decoders read, for strategies that read it.
 
         Returns
         -------
@@ -114,29 +126,36 @@ class Balancer:
         names = self.tasks
         with _full_precision(present.values()):
             values = _stack(present)
-            step = Step(names, tuple(names.index(task) for task in present), values)
+            detached = None if representation is None else representation.detach()
+            step = Step(names, tuple(names.index(task) for task in present), values, detached)
             self._find_parameters(present)
+            assert self.partition is not None
             weights = self.strategy.loss_weights(step)
             value = (weights * values).sum()
+            parameters = tuple(self.partition.parameters.values())
             inputs: tuple[Tensor, ...]
             if self.strategy.aggregation is None:
                 inputs = tuple(present.values())
                 backward = self._weigh(step, weights, [loss.detach() for loss in inputs])
+            elif self.strategy.aggregation.reads == "representation":
+                step.require_representation(self.strategy.spec)
+                assert representation is not None
+                inputs = parameters
+                backward = self._aggregate_representation(step, list(present.values()), weights, [representation])
             else:
-                assert self.partition is not None
-                inputs = tuple(self.partition.parameters.values())
+                inputs = parameters
                 backward = self._aggregate(step, list(present.values()), weights)
             balanced: Tensor = _BalancedLoss.apply(value, backward, *inputs)  # type: ignore[no-untyped-call]
         return balanced
 
-    def step(self, closure: Callable[[], Losses], optimizer: torch.optim.Optimizer) -> Tensor:
+    def step(self, closure: Closure, optimizer: torch.optim.Optimizer) -> Tensor:
         """Take a whole training step.
 
         Parameters
         ----------
         closure : callable
-            Runs the model on the batch and returns the losses by task. Strategies that look at the batch more
-            than once call it again.
+            Runs the model on the batch and returns the losses by task, or a pair of these and the shared
+            representation. Strategies that look at the batch more than once call it again.
         optimizer : torch.optim.Optimizer
             The user's; its gradients are cleared first.
 
@@ -146,17 +165,49 @@ class Balancer:
             The balanced loss, detached.
         """
         optimizer.zero_grad()
-        loss = self(closure())
+        before = rng_state() if self.strategy.looks_again else None
+        losses, representation = _outcome(closure())
+        loss = self(losses, representation=representation)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if before is not None:
+            self.look_again(closure, before)
         return loss.detach()
+
+    def look_again(self, closure: Closure, rng: RNGState) -> None:
+        """Show the strategies the losses of the same batch after the optimizer's step.
+
+        Parameters
+        ----------
+        closure : callable
+            Returns the losses by task, as in `step`. It runs without gradients, with the random numbers of the
+            first run and without a trace in the batch norms.
+        rng : RNGState
+            What `rng_state` returned before the first run.
+        """
+        if self._applied is None:
+            raise UsageError("there has been no step yet whose batch could be looked at again.")
+        step = self._applied[0]
+        with torch.no_grad(), replayed(self.model, rng):
+            again, _ = _outcome(closure())
+        present = {step.tasks[task]: again[step.tasks[task]] for task in step.active}
+        self.strategy.look_again(replace(step, losses=_stack({k: v for k, v in present.items() if v is not None})))
+
+    def end_epoch(self) -> None:
+        """Tell the strategies that an epoch of training has ended; some weigh by the averages of epochs."""
+        self.strategy.end_epoch()
 
     # ------------------------------------------------------------------ what was applied
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weights that the last step put on the gradients of the shared parameters, by active task."""
-        return {} if self._applied is None else _by_task(self._applied[0], self._applied[1])
+        """Weights that the last step put on the gradients of the shared parameters, by active task.
+
+        Empty before the first step, and for a strategy whose direction is no weighted sum of the gradients.
+        """
+        if self._applied is None or self._applied[1] is None:
+            return {}
+        return _by_task(self._applied[0], self._applied[1])
 
     @property
     def head_weights(self) -> dict[str, float]:
@@ -266,8 +317,9 @@ class Balancer:
 
     def _aggregate(self, step: Step, losses: list[Tensor], loss_weights: Tensor) -> Backward:
         """Return the backward that aggregates per-task gradients; its inputs are the parameters."""
-        partition = self.partition
+        partition, aggregation = self.partition, self.strategy.aggregation
         assert partition is not None
+        assert aggregation is not None
 
         def backward(cotangent: Tensor) -> list[Tensor | None]:
             with _full_precision(losses):
@@ -276,10 +328,12 @@ class Balancer:
                 shared = self._widen(partition, rows, step).shared_mask
                 shared_rows = [[g for g, s in zip(row, shared, strict=True) if s] for row in rows]
                 # The cotangent holds loss scale and accumulation: the strategy sees gradients without it.
-                gram = gramian(shared_rows) / (float(cotangent) ** 2 or 1.0)
-                weights, head_weights = self._solve(gram, step, loss_weights)
-                balanced = iter(combine(shared_rows, weights.tolist()))
-                heads = head_weights.tolist()
+                scale = float(cotangent) or 1.0
+                if aggregation.reads == "jacobian":
+                    balanced, heads = self._direct(shared_rows, partition, step, loss_weights, scale)
+                else:
+                    weights, heads = self._solve(gramian(shared_rows) / scale**2, step, loss_weights)
+                    balanced = iter(combine(shared_rows, weights))
                 return [
                     next(balanced) if is_shared else _own_gradient([row[index] for row in rows], heads)
                     for index, is_shared in enumerate(shared)
@@ -287,29 +341,109 @@ class Balancer:
 
         return backward
 
-    def _solve(self, gram: Tensor, step: Step, loss_weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _solve(self, gram: Tensor, step: Step, loss_weights: Tensor) -> tuple[list[float], list[float]]:
         """Return the weights on shared and on task-own gradients, and let the strategies learn."""
-        aggregation = self.strategy.aggregation
-        assert aggregation is not None
-        scales = loss_weights.to("cpu", torch.float64)
         if not gram.isfinite().all():
-            bad = [step.tasks[step.active[row]] for row in range(len(gram)) if not gram[row, row].isfinite()]
-            # An overflow that a gradient scaler expects to see: it skips the step, so nothing may be learned.
-            warnings.warn(
-                f"the gradient of task {', '.join(map(repr, bad))} is not finite: weights of one for this step, "
-                "no strategy state changed.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            ones = torch.ones_like(scales)
-            self._applied = (step, ones, ones)
-            return ones, ones
+            return self._overflow(gram.diag().isfinite(), step)
         solved = self.strategy.aggregation_weights(gram, step, loss_weights)
-        weights = scales * solved
-        head_weights = weights if aggregation.heads == "weighted" else scales
-        self._applied = (step, weights, head_weights)
+        heads = self.strategy.head_weights(solved, step, loss_weights)
+        return self._learn(step, solved * loss_weights.to(solved), heads)
+
+    def _direct(
+        self,
+        rows: list[list[Tensor | None]],
+        partition: Partition,
+        step: Step,
+        loss_weights: Tensor,
+        scale: float,
+    ) -> tuple[Iterator[Tensor | None], list[float]]:
+        """Return the direction of a strategy that reads the Jacobian, and the weights of the heads."""
+        reached = [any(row[index] is not None for row in rows) for index in range(len(rows[0]))]
+        names = [name for name, found in zip(partition.shared, reached, strict=True) if found]
+        shapes = [
+            next((g.shape for g in gradients if g is not None), None) for gradients in zip(*rows, strict=True)
+        ]
+        present = [[g for g, found in zip(row, reached, strict=True) if found] for row in rows]
+        jacobian = Jacobian.from_rows(present, names, scale)
+        finite = torch.stack([torch.stack([b.isfinite().all() for b in row.unbind()]) for row in jacobian.blocks])
+        if not finite.all():
+            weights, heads = self._overflow(finite.all(0), step)
+            return iter(combine(rows, weights)), heads
+        found = self.strategy.aggregation_direction(jacobian, step, loss_weights)
+        head_weights = self.strategy.head_weights(found.weights, step, loss_weights)
+        _, heads = self._learn(step, found.weights, head_weights)
+        blocks = iter(found.blocks)
+        balanced = [None if shape is None else (next(blocks) * scale).reshape(shape) for shape in shapes]
+        return iter(balanced), heads
+
+    def _learn(self, step: Step, weights: Tensor | None, heads: Tensor) -> tuple[list[float], list[float]]:
+        """Take note of the weights that are applied, and let the strategies learn from the step."""
+        self._applied = (step, weights, heads)
         self.strategy.update(step)
-        return weights, head_weights
+        return [] if weights is None else weights.tolist(), heads.tolist()
+
+    def _overflow(self, finite: Tensor, step: Step) -> tuple[list[float], list[float]]:
+        """Answer gradients that are not finite with weights of one, and learn nothing.
+
+        A gradient scaler expects to see the overflow: it skips the step and lowers the loss scale.
+        """
+        bad = [repr(step.tasks[task]) for task, good in zip(step.active, finite.tolist(), strict=True) if not good]
+        warnings.warn(
+            f"the gradient of task {', '.join(bad)} is not finite: weights of one for this step, "
+            "no strategy state changed.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        ones = torch.ones(len(step.active), dtype=torch.float64)
+        self._applied = (step, ones, ones)
+        return ones.tolist(), ones.tolist()
+
+    def _aggregate_representation(
+        self, step: Step, losses: list[Tensor], loss_weights: Tensor, representation: list[Tensor]
+    ) -> Backward:
+        """Return the backward that aggregates gradients of the representation; its inputs are the parameters.
+
+        Each loss is differentiated down to the representation alone, and the encoder once, from there.
+        """
+        partition = self.partition
+        assert partition is not None
+        parameters = list(partition.parameters.values())
+        below = reached_leaves(representation[0])
+        if not below:
+            raise UsageError(f"{self.strategy.spec!r}: no parameter lies below the given representation.")
+        encoder = [index for index, parameter in enumerate(parameters) if id(parameter) in below]
+        heads = [index for index, parameter in enumerate(parameters) if id(parameter) not in below]
+        for task, loss in zip(step.active, losses, strict=True):
+            past = reached_leaves(loss, stop=representation[0])
+            around = [index for index in encoder if id(parameters[index]) in past]
+            if around:
+                name = list(partition.parameters)[around[0]]
+                raise UsageError(
+                    f"{self.strategy.spec!r}: the loss of task {step.tasks[task]!r} reaches {name!r} on a "
+                    "way around the representation: give a representation that all decoders read alone."
+                )
+
+        def backward(cotangent: Tensor) -> list[Tensor | None]:
+            with _full_precision(losses):
+                scale = float(cotangent) or 1.0
+                inputs = [representation[0], *(parameters[index] for index in heads)]
+                # The graph of the encoder must outlive the passes through the decoders.
+                rows = task_gradients(losses, inputs, cotangent, retain_graph=True)
+                losses.clear()
+                shared_rows = [row[:1] for row in rows]
+                weights, head_weights = self._solve(gramian(shared_rows) / scale**2, step, loss_weights)
+                pulled = combine(shared_rows, weights)[0]
+                assert pulled is not None
+                gradients: list[Tensor | None] = [None] * len(parameters)
+                for place, index in enumerate(heads, start=1):
+                    gradients[index] = combine([row[place : place + 1] for row in rows], head_weights)[0]
+                below = task_gradients(representation, [parameters[index] for index in encoder], pulled)
+                representation.clear()
+                for index, gradient in zip(encoder, below[0], strict=True):
+                    gradients[index] = gradient
+                return gradients
+
+        return backward
 
     def _widen(self, partition: Partition, rows: list[list[Tensor | None]], step: Step) -> Partition:
         """Take note of parameters that a task reaches for the first time."""
@@ -323,6 +457,10 @@ class Balancer:
         if self.partition is partition:
             self.partition = wider
         return wider
+
+
+def _outcome(result: Losses | tuple[Losses, Tensor]) -> tuple[Losses, Tensor | None]:
+    return result if isinstance(result, tuple) else (result, None)
 
 
 Backward = Callable[[Tensor], list[Tensor | None]]

@@ -42,6 +42,18 @@ def losses(net: nn.Module, data: tuple[Tensor, dict[str, Tensor]]) -> dict[str, 
     }
 
 
+def outcome(net: nn.Module, data: tuple[Tensor, dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+    """The same losses, and the representation they were computed from."""
+    inputs, targets = data
+    features = net.encoder(inputs)
+    outputs = {task: head(features) for task, head in net.heads.items()}
+    values = {
+        task: factor * (outputs[task] - targets[task]).square().mean()
+        for task, factor in zip(TASKS, (1.0, 5.0, 0.2), strict=True)
+    }
+    return values, features
+
+
 def rows_alone(net: nn.Module, data: tuple[Tensor, dict[str, Tensor]]) -> dict[str, dict[str, Tensor | None]]:
     """The gradient of each loss alone, by ordinary autograd on a graph of its own."""
     rows = {}

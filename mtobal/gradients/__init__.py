@@ -2,5 +2,6 @@
 
 from mtobal.gradients.loop import task_gradients
 from mtobal.gradients.partition import Partition, find_partition, reached_leaves
+from mtobal.gradients.replay import RNGState, replayed, rng_state
 
-__all__ = ["Partition", "find_partition", "reached_leaves", "task_gradients"]
+__all__ = ["Partition", "RNGState", "find_partition", "reached_leaves", "replayed", "rng_state", "task_gradients"]

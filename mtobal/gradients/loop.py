@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def task_gradients(
-    losses: Sequence[Tensor], parameters: Sequence[Tensor], cotangent: Tensor
+    losses: Sequence[Tensor], parameters: Sequence[Tensor], cotangent: Tensor, *, retain_graph: bool = False
 ) -> list[list[Tensor | None]]:
     """Differentiate every loss with respect to every parameter.
 
@@ -22,6 +22,8 @@ def task_gradients(
     cotangent : scalar tensor
         Factor on every gradient: the gradient that arrives at the balanced loss, which holds the loss scale of
         mixed precision and the division by accumulated batches.
+    retain_graph : bool
+        Whether the graphs outlive the last pass too.
 
     Returns
     -------
@@ -34,7 +36,7 @@ def task_gradients(
                 [loss],
                 list(parameters),
                 grad_outputs=[cotangent.to(loss.device, loss.dtype).reshape(loss.shape)],
-                retain_graph=task < len(losses) - 1,
+                retain_graph=retain_graph or task < len(losses) - 1,
                 allow_unused=True,
             )
         )

@@ -139,13 +139,16 @@ def _by_module(labels: Mapping[str, str], counts: Mapping[str, int]) -> Iterator
     yield from lines("", list(labels))
 
 
-def reached_leaves(loss: Tensor) -> dict[int, Tensor]:
-    """Walk the autograd graph from a loss to the leaves that its backward would reach, by their id."""
+def reached_leaves(loss: Tensor, stop: Tensor | None = None) -> dict[int, Tensor]:
+    """Walk the autograd graph from a loss to the leaves that its backward would reach, by their id.
+
+    With `stop`, an intermediate tensor, only the ways that do not lead through it count.
+    """
     leaves: dict[int, Tensor] = {}
     if loss.grad_fn is None:
         return {id(loss): loss} if loss.requires_grad else leaves
     pending = [loss.grad_fn]
-    seen = set(pending)
+    seen = set(pending) if stop is None or stop.grad_fn is None else {*pending, stop.grad_fn}
     while pending:
         node = pending.pop()
         variable = getattr(node, "variable", None)

@@ -2,5 +2,6 @@
 
 from mtobal.ops.combine import combine
 from mtobal.ops.gramian import gramian
+from mtobal.ops.jacobian import Jacobian
 
-__all__ = ["combine", "gramian"]
+__all__ = ["Jacobian", "combine", "gramian"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,23 +33,38 @@ def gramian(rows: Sequence[Sequence[Tensor | None]]) -> Tensor:
             [ 2., 10.]], dtype=torch.float64)
     """
     num_tasks = len(rows)
-    blocks: list[Tensor] = []
+    products: list[Tensor] = []
     for gradients in zip(*rows, strict=True):
         reached = [task for task, gradient in enumerate(gradients) if gradient is not None]
         if not reached:
             continue
         stacked = torch.stack([gradient.flatten() for gradient in gradients if gradient is not None])
-        if stacked.dtype in (torch.float16, torch.bfloat16):
-            stacked = stacked.float()
-        block = stacked @ stacked.T
+        product = _outer(stacked)
         if len(reached) < num_tasks:
-            index = torch.tensor(reached, device=block.device)
-            full = block.new_zeros(num_tasks, num_tasks)
-            full[index[:, None], index] = block
-            block = full
-        blocks.append(block)
-    if not blocks:
+            index = torch.tensor(reached, device=product.device)
+            full = product.new_zeros(num_tasks, num_tasks)
+            full[index[:, None], index] = product
+            product = full
+        products.append(product)
+    return _total(products, num_tasks)
+
+
+def gramian_of_blocks(blocks: Iterable[Tensor]) -> Tensor:
+    """Compute ``G = J J^T`` from blocks of shape (K, n), as `gramian` does from rows."""
+    products = [_outer(block) for block in blocks]
+    return _total(products, len(products[0]))
+
+
+def _outer(block: Tensor) -> Tensor:
+    if block.dtype in (torch.float16, torch.bfloat16):
+        block = block.float()
+    return block @ block.T
+
+
+def _total(products: list[Tensor], num_tasks: int) -> Tensor:
+    """Add up in float64 on the CPU, with one transfer where all products lie together."""
+    if not products:
         return torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
-    if len({(block.device, block.dtype) for block in blocks}) > 1:
-        blocks = [block.to("cpu", torch.float64) for block in blocks]
-    return torch.stack(blocks).to("cpu").double().sum(0)
+    if len({(product.device, product.dtype) for product in products}) > 1:
+        products = [product.to("cpu", torch.float64) for product in products]
+    return torch.stack(products).to("cpu").double().sum(0)

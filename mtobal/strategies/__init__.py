@@ -1,7 +1,15 @@
 """The catalogue of strategies: one file a method, under the place of the step that it fills."""
 
 from mtobal.strategies import gradient, loss
-from mtobal.strategies.base import Aggregation, LossWeighting, Step, Strategy
+from mtobal.strategies.base import (
+    Aggregation,
+    Direction,
+    JacobianAggregation,
+    LossWeighting,
+    RepresentationAggregation,
+    Step,
+    Strategy,
+)
 from mtobal.strategies.card import Card
 from mtobal.strategies.composition import Composition
 from mtobal.strategies.functional import aggregate, weights
@@ -12,7 +20,10 @@ __all__ = [
     "Aggregation",
     "Card",
     "Composition",
+    "Direction",
+    "JacobianAggregation",
     "LossWeighting",
+    "RepresentationAggregation",
     "Spec",
     "Step",
     "Strategy",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtobal.errors import UsageError
+from mtobal.ops import Jacobian
 from mtobal.strategies.card import Card, Heads, Reads
 
 
@@ -25,11 +26,14 @@ class Step:
         Indices of the A tasks that have a loss in this step; the others sit it out.
     losses : Tensor of shape (A,) or None
         The detached losses of the active tasks, or None where only gradients are known.
+    representation : Tensor or None
+        The detached output of the shared encoder, one row a sample, if the training loop gives it.
     """
 
     tasks: tuple[str, ...]
     active: tuple[int, ...]
     losses: Tensor | None = None
+    representation: Tensor | None = None
 
     @classmethod
     def of(cls, num_tasks: int, losses: Tensor | None = None) -> Step:
@@ -43,6 +47,15 @@ class Step:
             raise UsageError(f"{strategy} reads the losses: pass losses=, one value a task.")
         return self.losses
 
+    def require_representation(self, strategy: str) -> Tensor:
+        """Return the shared representation, or say that `strategy` cannot do without it."""
+        if self.representation is None:
+            raise UsageError(
+                f"{strategy} reads the shared representation: call balancer(losses, representation=z) with the "
+                "output of the encoder, or return it from training_step under 'representation'."
+            )
+        return self.representation
+
 
 class Strategy(nn.Module):
     """A method that fills one place of the step.
@@ -53,6 +66,8 @@ class Strategy(nn.Module):
 
     Attributes
     ----------
+    looks_again : bool
+        Whether the strategy wants the losses of the same batch once more, after the optimizer's step.
     generator : torch.Generator or None
         Source of all random draws of the strategy, on the CPU so that every rank draws the same.
     optimizer : torch.optim.Optimizer or None
@@ -61,7 +76,9 @@ class Strategy(nn.Module):
 
     place: ClassVar[str]
     reads: ClassVar[Reads]
+    forward_passes: ClassVar[str] = "1"
     backward_passes: ClassVar[str]
+    looks_again: ClassVar[bool] = False
     card: ClassVar[Card] = Card()
 
     def __init__(self) -> None:
@@ -75,6 +92,12 @@ class Strategy(nn.Module):
 
     def update(self, step: Step) -> None:
         """Learn from a step whose weights have been applied. Nothing to do for a stateless strategy."""
+
+    def look_again(self, step: Step) -> None:
+        """Learn from the losses of the same batch after the optimizer's step, where `looks_again` is set."""
+
+    def end_epoch(self) -> None:
+        """Take note that an epoch of training has ended."""
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the state that is neither parameter nor buffer."""
@@ -107,7 +130,7 @@ class LossWeighting(Strategy):
     """Turns the losses of the active tasks into one weight each."""
 
     place = "loss weighting"
-    reads = "losses"
+    reads: ClassVar[Reads] = "losses"
     backward_passes = "1"
 
     def weigh(self, step: Step) -> Tensor:
@@ -140,7 +163,7 @@ class Aggregation(Strategy):
     """
 
     place = "gradient aggregation"
-    reads = "gramian"
+    reads: ClassVar[Reads] = "gramian"
     backward_passes = "K"
 
     def __init__(self, *, scale: Literal["native", "sum"] = "native", heads: Heads | None = None) -> None:
@@ -170,9 +193,67 @@ class Aggregation(Strategy):
         """
         raise NotImplementedError
 
+    def factor(self, step: Step) -> float:
+        """Return what the native scale is multiplied with to reach the scale that was asked for."""
+        return float(len(step.active)) if self.scale == "sum" and self.card.scale == "mean" else 1.0
+
     def weights(self, gramian: Tensor, step: Step) -> Tensor:
         """Solve for the task weights and bring them to the scale that was asked for."""
-        weights = self.solve(gramian, step)
-        if self.scale == "sum" and self.card.scale == "mean":
-            return weights * len(step.active)
+        return self.solve(gramian, step) * self.factor(step)
+
+    def head_weights(self, weights: Tensor, step: Step) -> Tensor:
+        """Return the weights on task-own gradients where heads are weighted, given those on shared ones."""
         return weights
+
+
+class RepresentationAggregation(Aggregation):
+    """Turns the Gramian of the gradients with respect to the shared representation into task weights.
+
+    The encoder then needs one backward pass whatever the number of tasks.
+    """
+
+    reads: ClassVar[Reads] = "representation"
+    backward_passes = "1 and K of the heads"
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What a strategy makes of a Jacobian.
+
+    Attributes
+    ----------
+    blocks : list of Tensor
+        The direction, one block of shape (n,) a parameter, in the order of the Jacobian's blocks.
+    weights : Tensor of shape (A,) or None
+        The task weights, where the direction is ``J^T w``; None where it is no such sum.
+    """
+
+    blocks: list[Tensor]
+    weights: Tensor | None = None
+
+
+class JacobianAggregation(Aggregation):
+    """Turns the Jacobian itself into a direction, for methods that a Gramian does not suffice."""
+
+    reads: ClassVar[Reads] = "jacobian"
+
+    def __init__(self, *, scale: Literal["native", "sum"] = "native", heads: Heads | None = None) -> None:
+        super().__init__(scale=scale, heads=heads)
+        if heads == "weighted" and self.card.heads == "raw":
+            raise UsageError(f"{type(self).__name__} has no task weights that the heads could get: heads=raw.")
+
+    def direct(self, jacobian: Jacobian, step: Step) -> Direction:
+        """Return the direction on the native scale.
+
+        Parameters
+        ----------
+        jacobian : Jacobian
+            One row an active task, one block a shared parameter; not to be modified.
+        step : Step
+            The step at hand.
+
+        Returns
+        -------
+        Direction
+        """
+        raise NotImplementedError

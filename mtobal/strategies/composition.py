@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from mtobal.errors import UsageError
-from mtobal.strategies.base import Aggregation, LossWeighting, Step, Strategy
+from mtobal.ops import Jacobian
+from mtobal.strategies.base import (
+    Aggregation,
+    Direction,
+    JacobianAggregation,
+    LossWeighting,
+    Step,
+    Strategy,
+)
 
 
 class Composition(nn.Module):
@@ -86,8 +95,7 @@ class Composition(nn.Module):
         if self.aggregation is None:
             return torch.ones(len(gramian), dtype=torch.float64)
         scales = loss_weights.to("cpu", torch.float64)
-        losses = None if step.losses is None else step.losses * loss_weights
-        weighted_step = Step(tasks=step.tasks, active=step.active, losses=losses)
+        weighted_step = _weighted(step, loss_weights)
         weights = self.aggregation.weights(scales[:, None] * gramian * scales, weighted_step)
         weights = weights.to("cpu", torch.float64)
         if weights.shape != scales.shape:
@@ -96,8 +104,54 @@ class Composition(nn.Module):
             )
         return weights
 
+    def aggregation_direction(self, jacobian: Jacobian, step: Step, loss_weights: Tensor) -> Direction:
+        """Return the direction of an aggregation that reads the Jacobian of the unweighted losses.
+
+        Its weights, if it has any, are those on the raw gradients: the loss weights are part of them.
+        """
+        assert isinstance(self.aggregation, JacobianAggregation)
+        weighted_step = _weighted(step, loss_weights)
+        found = self.aggregation.direct(jacobian.scaled(loss_weights), weighted_step)
+        factor = self.aggregation.factor(step)
+        weights = None if found.weights is None else factor * found.weights * loss_weights.to(found.weights)
+        return Direction([block * factor for block in found.blocks], weights)
+
+    def head_weights(self, weights: Tensor | None, step: Step, loss_weights: Tensor) -> Tensor:
+        """Return the weights on the task-own gradients, given the aggregation's own on the shared ones."""
+        scales = loss_weights.to("cpu", torch.float64)
+        if self.aggregation is None or self.aggregation.heads == "raw":
+            return scales
+        assert weights is not None
+        return scales * self.aggregation.head_weights(weights, _weighted(step, loss_weights)).to(scales)
+
+    @property
+    def strategies(self) -> list[Strategy]:
+        """The strategies of the places that are filled."""
+        return [strategy for strategy in (self.loss_weighting, self.aggregation) if strategy is not None]
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether a strategy wants the losses of the same batch once more after the optimizer's step."""
+        return any(strategy.looks_again for strategy in self.strategies)
+
+    def look_again(self, step: Step) -> None:
+        """Let the strategies that look again learn from the losses after the optimizer's step."""
+        for strategy in self.strategies:
+            if strategy.looks_again:
+                strategy.look_again(step)
+
+    def end_epoch(self) -> None:
+        """Tell every strategy that an epoch has ended."""
+        for strategy in self.strategies:
+            strategy.end_epoch()
+
     def update(self, step: Step) -> None:
         """Let every strategy learn from a step whose weights have been applied."""
-        for strategy in (self.loss_weighting, self.aggregation):
-            if strategy is not None:
-                strategy.update(step)
+        for strategy in self.strategies:
+            strategy.update(step)
+
+
+def _weighted(step: Step, loss_weights: Tensor) -> Step:
+    """Return the step as the aggregation sees it, with weighted losses."""
+    losses = None if step.losses is None else step.losses * loss_weights.to(step.losses)
+    return replace(step, losses=losses)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtobal.errors import UsageError
-from mtobal.ops import gramian as gramian_of_rows
+from mtobal.ops import Jacobian
 from mtobal.strategies.base import Step
 from mtobal.strategies.spec import Spec, build
 
@@ -37,10 +37,13 @@ def weights(gramian: Tensor, spec: Spec, losses: Tensor | Sequence[float] | None
     >>> mtobal.weights(torch.tensor([[4.0, 0.0], [0.0, 9.0]]), "mgda")
     tensor([0.6923, 0.3077])
     """
-    _check_finite("gramian", gramian, dim=2)
+    _check("gramian", gramian)
+    _check_finite("gramian", gramian)
     if gramian.shape[0] != gramian.shape[1]:
         raise UsageError(f"the Gramian must be square, not of shape {tuple(gramian.shape)}.")
     composition = build(spec)
+    if composition.aggregation is not None and composition.aggregation.reads == "jacobian":
+        raise UsageError(f"{composition.spec!r} reads the Jacobian itself: use mtobal.aggregate.")
     step = Step.of(len(gramian), _losses(losses, gramian))
     exact = gramian.detach().to("cpu", torch.float64)
     loss_weights = composition.loss_weights(step)
@@ -72,16 +75,30 @@ def aggregate(jacobian: Tensor, spec: Spec, losses: Tensor | Sequence[float] | N
     >>> mtobal.aggregate(torch.tensor([[1.0, 0.0], [-1.0, 2.0]]), "pcgrad")
     tensor([0.8000, 2.4000])
     """
-    _check_finite("jacobian", jacobian, dim=2)
+    _check("jacobian", jacobian)
     rows = jacobian.detach()
-    task_weights = weights(gramian_of_rows([[row] for row in rows]), spec, losses)
-    working = torch.promote_types(rows.dtype, torch.float32)
-    return (task_weights.to(rows.device, working) @ rows.to(working)).to(rows.dtype)
+    composition = build(spec)
+    working = Jacobian((rows.to(torch.promote_types(rows.dtype, torch.float32)),), ("jacobian",))
+    if composition.aggregation is None or composition.aggregation.reads != "jacobian":
+        gram = working.gramian()
+        if not gram.isfinite().all():
+            _check_finite("jacobian", rows)
+            gram = working.double().gramian()  # finite rows whose squares overflow
+        return working.combine(weights(gram, composition, losses))[0].to(rows)
+    _check_finite("jacobian", rows)
+    step = Step.of(len(rows), _losses(losses, rows))
+    loss_weights = composition.loss_weights(step)
+    direction = composition.aggregation_direction(working, step, loss_weights)
+    composition.update(step)
+    return direction.blocks[0].to(rows)
 
 
-def _check_finite(name: str, tensor: Tensor, dim: int) -> None:
-    if not isinstance(tensor, Tensor) or tensor.dim() != dim or not tensor.is_floating_point() or not len(tensor):
+def _check(name: str, tensor: Tensor) -> None:
+    if not (isinstance(tensor, Tensor) and tensor.dim() == 2 and tensor.is_floating_point() and len(tensor)):
         raise UsageError(f"the {name} must be a floating-point tensor with one row a task, not {_kind(tensor)}.")
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
     if not tensor.isfinite().all():
         bad = [str(task) for task, row in enumerate(tensor) if not row.isfinite().all()]
         raise UsageError(f"the {name} has NaN or infinite entries in row {', '.join(bad)}.")

@@ -53,6 +53,7 @@ def register(name: str) -> Callable[[_StrategyType], _StrategyType]:
             summary=cls.card.summary or (inspect.getdoc(cls) or "").split("\n")[0],
             example=cls.card.example or name,
             reads=cls.reads,
+            forward_passes=cls.forward_passes,
             backward_passes=cls.backward_passes,
             options=options(cls),
         )

@@ -170,7 +170,7 @@ def test_a_skipped_batch_passes_through(tmp_path) -> None:
         (lambda output: output["loss"], "not a tensor"),
         (lambda output: {"loss": output["loss"]}, "not a mapping with 'loss'"),
         (lambda output: {"losses": output["losses"]}, "not a mapping with 'losses'"),
-        (lambda output: {**output, "losses": list(output["losses"].values())}, "got a list"),
+        (lambda output: {**output, "losses": list(output["losses"].values())}, "not a list"),
     ],
 )
 def test_a_step_without_losses_is_refused(output, message: str, tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mtobal
-from mtobal.strategies import Card, Composition, Step, build
+from mtobal.ops import Jacobian
+from mtobal.strategies import Card, Composition, JacobianAggregation, Step, build
 
 TASKS = ("seg", "depth", "normal")
 CARDS = mtobal.strategies.available()
@@ -26,12 +28,26 @@ def example(card: Card) -> Composition:
 
 def direction(strategy: Composition, jacobian: Tensor, losses: Tensor, tasks: tuple[str, ...] = TASKS) -> Tensor:
     """Take one step on given gradients, learning included."""
-    step = Step(tasks, tuple(range(len(tasks))), losses)
+    # The rows serve as samples of a representation for the strategies that read one.
+    step = Step(tasks, tuple(range(len(tasks))), losses, representation=jacobian[0].reshape(2, -1))
     rows = jacobian.double()
     loss_weights = strategy.loss_weights(step)
-    weights = loss_weights.double() * strategy.aggregation_weights(rows @ rows.T, step, loss_weights)
+    if isinstance(strategy.aggregation, JacobianAggregation):
+        found = strategy.aggregation_direction(as_jacobian(jacobian), step, loss_weights)
+        moved = torch.cat(found.blocks).double()
+        if found.weights is not None:
+            torch.testing.assert_close(moved, found.weights.double() @ rows, rtol=1e-4, atol=1e-6)
+    else:
+        moved = (loss_weights.double() * strategy.aggregation_weights(rows @ rows.T, step, loss_weights)) @ rows
     strategy.update(step)
-    return weights @ rows
+    if strategy.looks_again:
+        strategy.look_again(replace(step, losses=0.9 * losses))
+    return moved
+
+
+def as_jacobian(jacobian: Tensor) -> Jacobian:
+    """Cut the columns into two parameters."""
+    return Jacobian((jacobian[:, :2], jacobian[:, 2:]), ("encoder.weight", "encoder.bias"))
 
 
 @pytest.fixture
@@ -90,6 +106,7 @@ def test_state_continues_bit_for_bit_in_a_fresh_instance(card: Card, jacobian: T
     original = example(card)
     for number in range(4):
         direction(original, jacobian.roll(number, dims=1), losses * (number + 1))
+        original.end_epoch()
     resumed = example(card)
     resumed.load_state_dict(copy.deepcopy(original.state_dict()))
     for number in range(4):
@@ -148,7 +165,7 @@ def test_scale_sum_is_the_scale_of_the_plain_sum(card: Card) -> None:
         with pytest.raises(mtobal.UsageError, match="scale of its own"):
             build(f"{name}(scale=sum)")
         return
-    orthonormal = torch.eye(3, dtype=torch.float64)
+    orthonormal = torch.eye(3, 4, dtype=torch.float64)
     found = direction(build(f"{name}(scale=sum)"), orthonormal, torch.ones(3))
     torch.testing.assert_close(found.sum(), torch.tensor(3.0, dtype=torch.float64))
 
