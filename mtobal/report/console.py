@@ -1,0 +1,59 @@
+"""The results table in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mtobal.bench.records import Experiment
+from mtobal.report.summary import Column, SummaryRow, summary_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# More metrics than this do not fit a terminal; the scores still do.
+MOST_METRICS = 6
+
+
+def console_table(experiment: Experiment) -> Table:
+    """Lay out the results table for a terminal; with many metrics, the scores alone."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    summary = summary_table(experiment)
+    columns = summary.columns
+    remarks = [summary.headline, *summary.notes]
+    if sum(bool(column.group) for column in columns) > MOST_METRICS:
+        columns = tuple(column for column in columns if not column.group)
+        remarks.append("The metrics of each task are in the report.")
+    # Text, not markup: a row's name may hold brackets.
+    table = Table(
+        title=Text(summary.experiment.title),
+        caption=Text("\n".join(remarks)),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    # The name gives way when the terminal is narrow, the numbers do not.
+    table.add_column("row", overflow="fold")
+    table.add_column("n", justify="right", no_wrap=True)
+    for column in columns:
+        table.add_column(Text(_heading(column), justify="right"), justify="right", no_wrap=True)
+
+    def cells(row: SummaryRow) -> list[Text]:
+        return [
+            Text(column.text(row.cells.get(column.key), "±"), "bold" if summary.is_best(row, column) else "")
+            for column in columns
+        ]
+
+    for row in summary.all_rows:
+        table.add_row(Text(row.name), Text(row.seed_count), *cells(row), end_section=row.kind == "baseline")
+    return table
+
+
+def _heading(column: Column) -> str:
+    """Write the heading on two lines where it has two parts, so that the table fits 80 columns."""
+    lines = [column.group, column.label] if column.group else column.label.rsplit(" ", 1)
+    return "\n".join(lines) + f" {column.arrow}"

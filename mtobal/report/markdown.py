@@ -1,0 +1,56 @@
+"""The results as Markdown, to paste into a note or a README."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from mtobal.report.summary import Column, Summary, SummaryRow
+
+
+def markdown(summary: Summary) -> str:
+    """Write the headline, the table and what its columns mean."""
+    header = ["row", "seeds", *(_heading(column) for column in summary.columns)]
+    lines = [
+        f"# {escape(summary.experiment.title)}",
+        "",
+        escape(summary.headline),
+        "",
+        _line(header),
+        _line(["---", *["---:"] * (len(header) - 1)]),
+        *(_line(_cells(summary, row)) for row in summary.all_rows),
+        "",
+        "Test metrics: mean ± sample standard deviation over seeds. Bold: best multi-task value of the column.",
+        "",
+        *(f"- `{column.label}`: {escape(column.note)}" for column in summary.columns if column.note),
+        *(f"- Selection: {escape(selection)}" for selection in summary.selections),
+        *(f"- {escape(note)}" for note in summary.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    r"""Show a text as it is: no markup, no raw HTML, one line.
+
+    Examples
+    --------
+    >>> print(escape("<b>*a|b*"))
+    &lt;b&gt;\*a\|b\*
+    """
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _heading(column: Column) -> str:
+    return escape(f"{column.group} {column.label}".strip()) + f" {column.arrow}"
+
+
+def _cells(summary: Summary, row: SummaryRow) -> list[str]:
+    cells = [escape(row.name), row.seed_count]
+    for column in summary.columns:
+        text = column.text(row.cells.get(column.key))
+        cells.append(f"**{text}**" if summary.is_best(row, column) else text)
+    return cells
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,281 @@
+"""The report files: the same numbers on every face, nothing raw from a run, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mtobal.bench.records import load_experiment
+from mtobal.errors import UsageError
+from mtobal.report import build_report, console_table
+from report.experiments import BY_HAND, SECONDS, SELECTION, write_experiment
+
+HOSTILE = "<script>alert('row')</script>"
+HOSTILE_TASK = '</script><img src="x" onerror="alert(1)">'
+
+
+class Page(HTMLParser):
+    """What a browser makes of the page: elements with their attributes, tables by caption, scripts, plain text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.scripts: list[str] = []
+        self.text: list[str] = []
+        self._cell: list[str] | None = None
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+        elif tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None:
+            self.tables[-1][-1].append(" ".join("".join(self._cell).split()))
+            self._cell = None
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+        elif self.cdata_elem is None:
+            self.text.append(data)
+            if self._cell is not None:
+                self._cell.append(data)
+
+    @property
+    def data(self) -> dict:
+        return json.loads(self.scripts[0])
+
+
+def read_page(folder: Path) -> Page:
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def results(page: Page) -> dict[str, list[str]]:
+    return {row[0]: row[1:] for row in page.tables[0][2:]}
+
+
+def markdown_results(folder: Path) -> dict[str, list[str]]:
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").replace("**", "").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+def csv_results(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / "results.csv").read_text(encoding="utf-8"))))
+
+
+def test_every_face_shows_the_numbers_worked_out_by_hand(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, BY_HAND, seconds=SECONDS)
+    assert build_report(folder) == folder / "report.html"
+    expected = {
+        "single-task": ["2", "—", "—", "—", "1.30x", "0.8000 ± 0.1414", "0.5000 ± 0.0000"],
+        "uw": ["2", "-7.50 ± 0.00", "+7.50 ± 0.00", "1.00", "1.20x", "0.8600 ± 0.0283", "0.5375 ± 0.0177"],
+        "ew": ["2", "0.00 ± 7.07", "0.00 ± 7.07", "2.00", "1.00x", "0.8400 ± 0.0566", "0.4750 ± 0.0354"],
+    }
+    page = read_page(folder)
+    assert results(page) == expected
+    assert list(results(page)) == ["single-task", "uw", "ew"]
+    assert markdown_results(folder) == expected
+
+    lines = csv_results(folder)
+    assert len(lines) == 4 + 4 + 4  # one line a run and metric
+    for line in lines:
+        seeds, delta_m, delta_p, rank, cost, left, right = expected[line["row"]]
+        assert line["seeds"] == seeds
+        mean, spread = float(line["value_mean"]), float(line["value_spread"])
+        assert f"{mean:.4f} ± {spread:.4f}" == (left if line["task"] == "left" else right)
+        assert f"{float(line['cost_ratio']):.2f}x" == cost
+        if line["kind"] == "multi":
+            for score, text in (("delta_m", delta_m), ("delta_p", delta_p)):
+                written_mean, written_spread = text.split(" ± ")
+                assert float(line[f"{score}_mean"]) == pytest.approx(float(written_mean), abs=0.005)
+                assert f"{float(line[f'{score}_spread']):.2f}" == written_spread
+            assert f"{float(line['mean_rank']):.2f}" == rank
+        else:
+            assert line["delta_m"] == line["mean_rank"] == ""
+    first = next(line for line in lines if (line["row"], line["seed"], line["task"]) == ("ew", "0", "left"))
+    assert float(first["value"]) == 0.88
+    assert float(first["delta_m"]) == pytest.approx(-5)
+
+    console = Console(width=80, file=io.StringIO())
+    console.print(console_table(load_experiment(folder)))
+    printed = console.file.getvalue()
+    for name, cells in expected.items():
+        line = next(line for line in printed.splitlines() if line.lstrip().startswith(name))
+        assert line.split() == [name, *(cell.replace(" ", "") for cell in cells)]
+
+
+def test_the_best_values_are_bold_on_page_and_in_markdown(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, BY_HAND, seconds=SECONDS)
+    build_report(folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<strong>-7.50</strong>" in html
+    assert "<strong>0.8600</strong>" in html
+    assert "<strong>0.8000</strong>" not in html  # a baseline does not compete
+    assert "| uw | 2 | **-7.50 ± 0.00** |" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_hostile_name_is_shown_and_never_raw(tmp_path: Path) -> None:
+    folder = write_experiment(
+        tmp_path,
+        {HOSTILE: [[0.8, 0.9]], "[bold]uw|`x`": [[0.7, 0.8]]},
+        tasks=("left", HOSTILE_TASK),
+        unfinished=["<script>gone"],
+        title="<script>title",
+        note="</pre><script>recipe",
+    )
+    build_report(folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    for text in (html, markdown):
+        for raw in (HOSTILE, HOSTILE_TASK, "<script>gone", "<script>title", "<script>recipe", "<img"):
+            assert raw not in text.replace(_plotly(), "")
+    page = read_page(folder)
+    assert set(results(page)) == {HOSTILE, "[bold]uw|`x`"}
+    assert {entry["name"] for entry in page.data["rows"]} == set(results(page))
+    assert [chart["task"] for chart in page.data["losses"]] == ["left", HOSTILE_TASK]
+    assert [attributes for tag, attributes in page.elements if tag == "script"] == [
+        {"id": "chart-data", "type": "application/json"},
+        {},
+        {},
+    ]
+    table = next(line for line in markdown.splitlines() if "uw" in line and line.startswith("|"))
+    assert len(re.findall(r"(?<!\\)\|", table)) == 9  # eight columns: the name's bar opens none
+
+    console = Console(width=200, file=io.StringIO())
+    console.print(console_table(load_experiment(folder)))
+    assert "[bold]uw|`x`" in console.file.getvalue()
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, BY_HAND)
+    build_report(folder)
+    page = read_page(folder)
+    loading = [
+        (tag, name, value)
+        for tag, attributes in page.elements
+        for name, value in attributes.items()
+        if name in ("src", "srcset", "href", "data", "poster", "action", "background")
+    ]
+    assert loading
+    assert all(tag == "a" and (value or "").startswith("#") for tag, _, value in loading)
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert {value[1:] for _, _, value in loading} <= ids
+    assert not {tag for tag, _ in page.elements} & {"link", "img", "iframe", "object", "embed", "base"}
+    ours = (folder / "report.html").read_text(encoding="utf-8").replace(_plotly(), "")
+    assert "http:" not in ours
+    assert "https:" not in ours
+    assert not re.search(r"@import|url\(", ours)
+    policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none';")
+
+
+def test_one_seed_has_no_spread(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {name: seeds[:1] for name, seeds in BY_HAND.items()})
+    build_report(folder)
+    cells = [cell for row in results(read_page(folder)).values() for cell in row]
+    assert not any("±" in cell for cell in cells)
+    assert all(line["value_spread"] == "" for line in csv_results(folder))
+    assert "One seed is too few" in " ".join(read_page(folder).text)
+
+
+def test_without_baselines_the_rest_is_there(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"ew": [[0.8, 0.9]], "uw": [[0.9, 0.8]]})
+    build_report(folder)
+    page = read_page(folder)
+    assert results(page)["ew"][1:3] == ["—", "—"]
+    assert results(page)["ew"][3:] == ["1.50", "1.00x", "0.8000", "0.9000"]
+    assert "no single-task baseline has finished" in " ".join(page.text)
+    assert page.data["cost"] == []
+    assert all(line["delta_m"] == "" for line in csv_results(folder))
+
+
+def test_a_row_that_diverged_is_reported_as_nan(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, BY_HAND | {"mgda": [[math.nan, 0.5], [0.9, 0.5]]})
+    build_report(folder)
+    page = read_page(folder)
+    assert results(page)["mgda"][1] == "NaN"
+    assert ["mgda", "mgda", "0", "NaN", "0.5000", "2", "1", "10.00"] in page.tables[-1]
+    assert list(results(page))[-1] == "mgda"
+    assert "NaN" not in page.scripts[0]  # which would be no JSON
+    line = next(line for line in csv_results(folder) if line["row"] == "mgda")
+    assert math.isnan(float(line["value_mean"]))
+
+
+def test_the_page_says_what_was_run(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, BY_HAND, unfinished=["mgda"], epochs=17)
+    build_report(folder)
+    page = read_page(folder)
+    text = " ".join(" ".join(page.text).split())
+    for fact in (SELECTION, "mgda/seed-0", "epochs: 17", "torch 2.13.0", "cpu 2 cores"):
+        assert fact in text
+    runs = page.tables[-1]
+    assert len(runs) == 1 + 8
+    assert ["ew", "ew", "1", "0.8000", "0.4500", "2", "1", "10.00"] in runs
+    assert "mgda/seed-0" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_only_baselines_make_a_report_too(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"single(left)": [[0.8]], "single(right)": [[0.9]]})
+    build_report(folder)
+    assert results(read_page(folder)) == {"single-task": ["1", "—", "—", "—", "—", "0.8000", "0.9000"]}
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, BY_HAND)
+    names = ("report.html", "report.md", "results.csv")
+    build_report(folder)
+    first = [(folder / name).read_bytes() for name in names]
+    build_report(folder)
+    assert [(folder / name).read_bytes() for name in names] == first
+    assert not list(folder.glob(".*"))
+
+
+def test_with_many_metrics_the_console_shows_the_scores(tmp_path: Path) -> None:
+    tasks = tuple(f"task{index}" for index in range(7))
+    folder = write_experiment(tmp_path, {"ew": [[0.5] * 7], "uw": [[0.6] * 7]}, tasks=tasks)
+    console = Console(width=80, file=io.StringIO())
+    console.print(console_table(load_experiment(folder)))
+    assert "task0" not in console.file.getvalue()
+    assert "The metrics of each task are in the report." in " ".join(console.file.getvalue().split())
+
+
+def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="expected finished runs"):
+        build_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_loads_no_training_library(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from mtobal.report import build_report; "
+        f"build_report(Path({str(write_experiment(tmp_path, BY_HAND))!r})); "
+        "print(sorted({'lightning', 'torchmetrics', 'cvxpy', 'sklearn', 'pandas'} & sys.modules.keys()))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,190 @@
+"""The results table against numbers worked out by hand, and what the headline claims."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from mtobal.bench.records import load_experiment
+from mtobal.report.curves import chart_data
+from mtobal.report.summary import Statistic, Summary, SummaryRow, summary_table
+from report.experiments import BY_HAND, SECONDS, Values, write_experiment
+
+
+def summarise(folder: Path) -> Summary:
+    return summary_table(load_experiment(folder))
+
+
+def row(summary: Summary, name: str) -> SummaryRow:
+    return next(row for row in summary.all_rows if row.name == name)
+
+
+def flat(**deltas: list[float]) -> Values:
+    """Rows of two tasks whose delta_m by seed, against baselines of 0.5, are those given in percent."""
+    rows: dict = {"single(left)": [[0.5]] * 2, "single(right)": [[0.5]] * 2}
+    return rows | {name: [[0.5 * (1 - delta / 100)] * 2 for delta in seeds] for name, seeds in deltas.items()}
+
+
+def test_the_table_equals_the_one_worked_out_by_hand(tmp_path: Path) -> None:
+    summary = summarise(write_experiment(tmp_path, BY_HAND, seconds=SECONDS))
+    assert [row.name for row in summary.all_rows] == ["single-task", "uw", "ew"]
+    ew, uw, single = row(summary, "ew"), row(summary, "uw"), row(summary, "single-task")
+
+    assert ew.cells["left/accuracy"].mean == pytest.approx(0.84)
+    assert ew.cells["left/accuracy"].spread == pytest.approx(0.08 / math.sqrt(2))
+    assert ew.cells["delta_m"].values == pytest.approx((-5, 5))
+    assert ew.cells["delta_m"].mean == pytest.approx(0)
+    assert ew.cells["delta_m"].spread == pytest.approx(math.sqrt(50))
+    assert ew.cells["delta_p"].values == pytest.approx((5, -5))
+    assert uw.cells["delta_m"].values == pytest.approx((-7.5, -7.5))
+    assert uw.cells["delta_m"].spread == pytest.approx(0)
+    assert uw.cells["mean_rank"].values == (1.0,)
+    assert ew.cells["mean_rank"].values == (2.0,)
+    assert uw.cells["cost_ratio"].mean == pytest.approx(1.2)
+
+    assert single.cells["left/accuracy"].values == (0.7, 0.9)
+    assert single.cells["right/accuracy"].values == (0.5, 0.5)
+    assert single.cells["cost_ratio"].mean == pytest.approx(1.3)
+    assert not single.cells.keys() & {"delta_m", "delta_p", "mean_rank"}
+    assert (single.steps, single.parameters, single.training_seconds) == (40, 2000, 6)
+    assert (ew.steps, ew.parameters, ew.training_seconds) == (20, 1000, 3)
+    assert [row.seed_count for row in summary.all_rows] == ["2", "2", "2"]
+
+
+def test_the_best_of_a_column_is_the_best_as_it_is_written(tmp_path: Path) -> None:
+    summary = summarise(write_experiment(tmp_path, BY_HAND | {"pcgrad": [[0.84, 0.6], [0.88 - 1e-7, 0.6]]}))
+    best = {
+        column.key: {row.name for row in summary.all_rows if summary.is_best(row, column)}
+        for column in summary.columns
+    }
+    assert best["left/accuracy"] == {"uw", "pcgrad"}  # not the baseline, though 0.9 is among its seeds
+    assert best["right/accuracy"] == best["delta_m"] == best["delta_p"] == {"pcgrad"}
+    assert best["cost_ratio"] == {"ew", "uw", "pcgrad"}
+
+
+def test_delta_m_and_delta_p_weigh_metrics_and_tasks(tmp_path: Path) -> None:
+    tasks = ("left", "right", "middle")
+    values = {f"single({task})": [[0.5]] for task in tasks} | {"ew": [[0.5, 0.6, 0.45]]}
+    summary = summarise(write_experiment(tmp_path, values, tasks=tasks))
+    assert row(summary, "ew").cells["delta_m"].mean == pytest.approx(-10 / 3)
+    assert row(summary, "ew").cells["delta_p"].mean == pytest.approx(10 / 3)
+
+
+def test_an_interval_is_students() -> None:
+    low, high = Statistic((1.0, 2.0, 3.0)).interval or (0, 0)
+    assert (low, high) == pytest.approx((2 - 4.30265 / math.sqrt(3), 2 + 4.30265 / math.sqrt(3)), abs=1e-4)
+    assert Statistic((1.0, 2.0)).interval is None
+    assert Statistic((1.0,)).spread is None
+    assert Statistic((1.0, math.nan, 2.0)).interval is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "claims"),
+    [
+        (
+            flat(ew=[1.0, 1.1, 0.9], uw=[-1.0, -1.1, -0.9]),
+            [
+                "uw has the lowest delta_m of 2 rows (-1.00 % over 3 seeds, better than",
+                "lies below that of ew (+1.00 %)",
+            ],
+        ),
+        (
+            flat(ew=[1.0, 2.0, 3.0], uw=[0.5, 1.5, 2.5]),
+            [
+                "uw has the lowest",
+                "worse than the single-task",
+                "overlaps with that of ew",
+                "do not tell them apart",
+            ],
+        ),
+        (
+            flat(ew=[1.0, 1.0], uw=[-9.0, -9.0]),
+            ["uw has", "Two seeds are too few to conclude that it differs from ew"],
+        ),
+        (flat(ew=[1.0], uw=[-9.0]), ["One seed is too few to conclude that it differs from ew (+1.00 %)"]),
+        (flat(ew=[-1.0] * 3, uw=[2.0] * 3), ["ew has the lowest delta_m", "lies below that of uw (+2.00 %)"]),
+        (flat(pcgrad=[-1.0] * 3, uw=[2.0] * 3), ["pcgrad has the lowest", "There is no finite row ew"]),
+        (flat(ew=[-1.0] * 3), ["ew is the only multi-task row: delta_m -1.00 % over 3 seeds"]),
+        (flat(ew=[math.nan], uw=[math.nan]), ["No row has a finite delta_m"]),
+        (flat(), ["No multi-task row has finished yet."]),
+        (
+            {"ew": [[0.8, 0.9]], "uw": [[0.7, 0.8]]},
+            ["There is no delta_m: no single-task baseline has finished.", "ew has the lowest (1.00)"],
+        ),
+        (
+            {"single(left)": [[0.8]], "ew": [[0.8, 0.9]]},
+            ["There is no delta_m: the single-task baseline of right has not finished."],
+        ),
+        (
+            {"single(left)": [[0.0]], "single(right)": [[0.5]], "ew": [[0.8, 0.9]]},
+            ["the single-task baseline of left/accuracy is 0"],
+        ),
+    ],
+)
+def test_the_headline_claims_what_the_seeds_show(tmp_path: Path, rows: Values, claims: list[str]) -> None:
+    headline = summarise(write_experiment(tmp_path, rows)).headline
+    assert all(claim in headline for claim in claims), headline
+
+
+def test_what_makes_a_table_doubtful_is_said(tmp_path: Path) -> None:
+    rows = {"uw": [[0.8, math.nan], [0.8, 0.8]], "pcgrad": [[0.7, 0.7]]}
+    summary = summarise(
+        write_experiment(tmp_path, rows, unfinished=["mgda"], strategies=["uw", "pcgrad", "nash_mtl"])
+    )
+    notes = " ".join(summary.notes)
+    assert "Not finished, and not in the table: mgda/seed-0." in notes
+    assert "In the recipe, but without a finished run: nash_mtl." in notes
+    assert "There is no row ew" in notes
+    assert "Rows were run with different seeds" in notes
+    assert "NaN in at least one metric of at least one seed: uw." in notes
+
+
+def test_a_sound_table_has_no_notes(tmp_path: Path) -> None:
+    assert summarise(write_experiment(tmp_path, BY_HAND)).notes == ()
+
+
+def test_nan_and_missing_values_are_written_as_such(tmp_path: Path) -> None:
+    summary = summarise(write_experiment(tmp_path, BY_HAND | {"mgda": [[math.nan, 0.5], [0.9, 0.5]]}))
+    mgda, columns = row(summary, "mgda"), {column.key: column for column in summary.columns}
+    assert columns["left/accuracy"].text(mgda.cells["left/accuracy"]) == "NaN"
+    assert columns["delta_m"].text(mgda.cells["delta_m"]) == "NaN"
+    assert columns["delta_m"].text(None) == "—"
+    assert [row.name for row in summary.rows][-1] == "mgda"
+    assert mgda.cells["mean_rank"].mean > 2  # last on the left, second on the right
+
+
+def test_numbers_are_written_with_four_digits_of_the_largest(tmp_path: Path) -> None:
+    values = {"single(left)": [[27.77]], "single(right)": [[0.0125]], "ew": [[33.83, 0.0161]]}
+    summary = summarise(write_experiment(tmp_path, values))
+    written = {column.key: column.value(row(summary, "ew").cells.get(column.key)) for column in summary.columns}
+    assert written["left/accuracy"] == "33.83"
+    assert written["right/accuracy"] == "0.01610"
+    assert written["cost_ratio"] == "1.00x"
+
+
+def test_charts_draw_the_mean_over_seeds_and_the_share_of_the_weights(tmp_path: Path) -> None:
+    data = chart_data(summarise(write_experiment(tmp_path, BY_HAND)))
+    assert [entry["name"] for entry in data["rows"]] == ["single-task", "uw", "ew"]
+    left, right = data["losses"]
+    assert (left["task"], right["task"]) == ("left", "right")
+    assert left["lines"][1] == {"row": 1, "epochs": [0, 1], "train": [1, 0.5], "validation": [2.5, 1.5]}
+    assert [line["row"] for line in right["lines"]] == [0, 1, 2]
+    assert data["weights"][1]["lines"][0] == {
+        "row": 1,  # the baseline has one task, and nothing to divide
+        "epochs": [0, 1],
+        "applied": [2, 2],
+        "share": [2 / 3, 2 / 3],
+    }
+    assert [point["row"] for point in data["cost"]] == [1, 2]
+
+
+def test_a_row_keeps_its_colour_when_the_ranking_changes(tmp_path: Path) -> None:
+    def colours(folder: Path) -> dict[str, str]:
+        return {entry["name"]: entry["colour"] for entry in chart_data(summarise(folder))["rows"]}
+
+    first = colours(write_experiment(tmp_path, flat(ew=[1.0], uw=[2.0])))
+    assert colours(write_experiment(tmp_path, flat(ew=[2.0], uw=[1.0]))) == first
+    many = colours(write_experiment(tmp_path, flat(**{f"row{index}": [1.0] for index in range(30)})))
+    assert len(set(many.values())) == len(many)
