@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mtobal.errors import UsageError
 from mtobal.gradients import (
+    Backward,
     Partition,
     RNGState,
+    Shared,
+    attach_backward,
+    cut_at,
+    declared_shared,
     find_partition,
-    reached_leaves,
     replayed,
     rng_state,
     task_gradients,
@@ -26,7 +29,6 @@ from mtobal.strategies import Composition, Spec, Step, build
 
 Losses = Mapping[str, Tensor | None]
 Closure = Callable[[], Losses | tuple[Losses, Tensor]]
-Shared = nn.Module | str | Iterable[nn.Module | nn.Parameter | str]
 
 
 class Balancer:
@@ -85,7 +87,7 @@ class Balancer:
         self.model = model
         self.tasks: tuple[str, ...] | None = None if tasks is None else tuple(tasks)
         self.partition: Partition | None = None
-        self._shared = None if shared is None or model is None else _shared_names(model, shared)
+        self._shared = None if shared is None or model is None else declared_shared(model, shared)
         self._trainable: tuple[int, ...] = ()
         self._walked: frozenset[str] = frozenset()  # tasks whose graph has been searched for parameters
         self._applied: tuple[Step, Tensor | None, Tensor] | None = None
@@ -141,12 +143,11 @@ class Balancer:
                 step.require_representation(self.strategy.spec)
                 assert representation is not None
                 inputs = parameters
-                backward = self._aggregate_representation(step, list(present.values()), weights, [representation])
+                backward = self._aggregate_representation(step, present, weights, representation)
             else:
                 inputs = parameters
                 backward = self._aggregate(step, list(present.values()), weights)
-            balanced: Tensor = _BalancedLoss.apply(value, backward, *inputs)  # type: ignore[no-untyped-call]
-        return balanced
+            return attach_backward(value, backward, inputs)
 
     def step(self, closure: Closure, optimizer: torch.optim.Optimizer) -> Tensor:
         """Take a whole training step.
@@ -399,48 +400,37 @@ class Balancer:
         return ones.tolist(), ones.tolist()
 
     def _aggregate_representation(
-        self, step: Step, losses: list[Tensor], loss_weights: Tensor, representation: list[Tensor]
+        self, step: Step, losses: dict[str, Tensor], loss_weights: Tensor, representation: Tensor
     ) -> Backward:
         """Return the backward that aggregates gradients of the representation; its inputs are the parameters.
 
         Each loss is differentiated down to the representation alone, and the encoder once, from there.
         """
-        partition = self.partition
-        assert partition is not None
-        parameters = list(partition.parameters.values())
-        below = reached_leaves(representation[0])
-        if not below:
-            raise UsageError(f"{self.strategy.spec!r}: no parameter lies below the given representation.")
-        encoder = [index for index, parameter in enumerate(parameters) if id(parameter) in below]
-        heads = [index for index, parameter in enumerate(parameters) if id(parameter) not in below]
-        for task, loss in zip(step.active, losses, strict=True):
-            past = reached_leaves(loss, stop=representation[0])
-            around = [index for index in encoder if id(parameters[index]) in past]
-            if around:
-                name = list(partition.parameters)[around[0]]
-                raise UsageError(
-                    f"{self.strategy.spec!r}: the loss of task {step.tasks[task]!r} reaches {name!r} on a "
-                    "way around the representation: give a representation that all decoders read alone."
-                )
+        assert self.partition is not None
+        parameters = list(self.partition.parameters.values())
+        cut = cut_at(representation, losses, self.partition.parameters)
+        graph = [representation]
 
         def backward(cotangent: Tensor) -> list[Tensor | None]:
-            with _full_precision(losses):
+            values = list(losses.values())
+            losses.clear()
+            with _full_precision(values):
                 scale = float(cotangent) or 1.0
-                inputs = [representation[0], *(parameters[index] for index in heads)]
+                inputs = [*graph, *(parameters[place] for place in cut.heads)]
                 # The graph of the encoder must outlive the passes through the decoders.
-                rows = task_gradients(losses, inputs, cotangent, retain_graph=True)
-                losses.clear()
-                shared_rows = [row[:1] for row in rows]
-                weights, head_weights = self._solve(gramian(shared_rows) / scale**2, step, loss_weights)
-                pulled = combine(shared_rows, weights)[0]
-                assert pulled is not None
+                rows = task_gradients(values, inputs, cotangent, retain_graph=True)
+                values.clear()
+                pulled = [row[:1] for row in rows]
+                weights, heads = self._solve(gramian(pulled) / scale**2, step, loss_weights)
                 gradients: list[Tensor | None] = [None] * len(parameters)
-                for place, index in enumerate(heads, start=1):
-                    gradients[index] = combine([row[place : place + 1] for row in rows], head_weights)[0]
-                below = task_gradients(representation, [parameters[index] for index in encoder], pulled)
-                representation.clear()
-                for index, gradient in zip(encoder, below[0], strict=True):
-                    gradients[index] = gradient
+                for place, gradient in zip(cut.heads, combine([row[1:] for row in rows], heads), strict=True):
+                    gradients[place] = gradient
+                combined = combine(pulled, weights)[0]
+                if combined is not None:
+                    encoder = task_gradients(graph, [parameters[place] for place in cut.encoder], combined)[0]
+                    for place, gradient in zip(cut.encoder, encoder, strict=True):
+                        gradients[place] = gradient
+                graph.clear()
                 return gradients
 
         return backward
@@ -461,26 +451,6 @@ class Balancer:
 
 def _outcome(result: Losses | tuple[Losses, Tensor]) -> tuple[Losses, Tensor | None]:
     return result if isinstance(result, tuple) else (result, None)
-
-
-Backward = Callable[[Tensor], list[Tensor | None]]
-
-
-class _BalancedLoss(torch.autograd.Function):
-    """A scalar whose backward is a function of the gradient that arrives at it."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, backward: Backward, *inputs: Tensor) -> Tensor:
-        ctx.balanced_backward = backward
-        return value.detach().clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.balanced_backward is None:
-            raise UsageError("the balanced loss was back-propagated before: call the balancer again.")
-        backward, ctx.balanced_backward = ctx.balanced_backward, None
-        return None, None, *backward(cotangent)
 
 
 def _check_one_process() -> None:
@@ -513,25 +483,6 @@ def _full_precision(losses: Iterable[Tensor]) -> torch.autocast:
     """Switch autocast off, which would run products of gradients in half precision."""
     device = next(iter(losses)).device.type
     return torch.autocast(device, enabled=False)
-
-
-def _shared_names(model: nn.Module, shared: Shared) -> frozenset[str]:
-    """Resolve what the user declared shared to parameter names."""
-    items = [shared] if isinstance(shared, (nn.Module, str)) else list(shared)
-    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
-    names: set[str] = set()
-    for item in items:
-        if isinstance(item, str):
-            found = [name for name in by_id.values() if name == item or name.startswith(f"{item}.")]
-        elif isinstance(item, nn.Module):
-            found = [by_id[id(p)] for p in item.parameters() if id(p) in by_id]
-        else:
-            found = [by_id[id(item)]] if id(item) in by_id else []
-        if not found:
-            label = repr(item) if isinstance(item, str) else f"a {type(item).__name__}"
-            raise UsageError(f"shared: {label} names no parameter of the model.")
-        names.update(found)
-    return frozenset(names)
 
 
 def _by_task(step: Step, values: Tensor) -> dict[str, float]:

@@ -12,6 +12,8 @@ from mtobal.errors import UsageError
 
 OUTSIDE = "(outside the model)"
 
+Shared = nn.Module | str | Iterable[nn.Module | nn.Parameter | str]
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -201,3 +203,33 @@ def find_partition(
         for parameter in parameters.values()
     )
     return Partition(tuple(tasks), parameters, reach, shared)
+
+
+def declared_shared(model: nn.Module, shared: Shared) -> frozenset[str]:
+    """Resolve what the user declared shared to names of parameters.
+
+    Parameters
+    ----------
+    model : nn.Module
+    shared : module, dotted name, or iterable of modules, parameters or dotted names
+
+    Raises
+    ------
+    UsageError
+        An item that names no parameter of the model.
+    """
+    items = [shared] if isinstance(shared, (nn.Module, str)) else list(shared)
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    names: set[str] = set()
+    for item in items:
+        if isinstance(item, str):
+            found = [name for name in by_id.values() if name == item or name.startswith(f"{item}.")]
+        elif isinstance(item, nn.Module):
+            found = [by_id[id(p)] for p in item.parameters() if id(p) in by_id]
+        else:
+            found = [by_id[id(item)]] if id(item) in by_id else []
+        if not found:
+            label = repr(item) if isinstance(item, str) else f"a {type(item).__name__}"
+            raise UsageError(f"shared: {label} names no parameter of the model.")
+        names.update(found)
+    return frozenset(names)
