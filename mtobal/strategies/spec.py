@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtobal.errors import UsageError, unknown_name
+from mtobal.options import fit
 from mtobal.strategies.base import Strategy
 from mtobal.strategies.composition import Composition
 from mtobal.strategies.registry import lookup, options
@@ -152,17 +152,19 @@ def _instantiate(name: str, given: Mapping[str, Any]) -> Strategy:
     cls = lookup(name)
     known = options(cls)
     hints = _hints(cls)
-    for option, value in given.items():
+    for option in given:
         if option not in known:
             raise unknown_name(f"option of strategy {name!r}", option, known)
-        if option in hints and not _matches(value, hints[option]):
-            raise UsageError(f"strategy {name!r}: option {option}={value!r} should be {_describe(hints[option])}.")
+    checked = {
+        option: fit(value, hints.get(option, Any), f"strategy {name!r}: {option}")
+        for option, value in given.items()
+    }
     missing = [
         option for option, default in known.items() if default is inspect.Parameter.empty and option not in given
     ]
     if missing:
         raise UsageError(f"strategy {name!r} needs a value for {', '.join(missing)}: {name}({missing[0]}=...).")
-    return cls(**given)
+    return cls(**checked)
 
 
 def _hints(cls: type[Strategy]) -> dict[str, Any]:
@@ -172,42 +174,3 @@ def _hints(cls: type[Strategy]) -> dict[str, Any]:
             for option, hint in typing.get_type_hints(vars(owner)["__init__"]).items():
                 hints.setdefault(option, hint)
     return hints
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    """Whether a value that came from text or YAML fits the annotation of an option."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(_matches(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin is not None and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(_matches(item, arguments[1]) for item in value.values())
-    if origin is not None and issubclass(origin, Sequence):
-        return (
-            isinstance(value, Sequence)
-            and not isinstance(value, str)
-            and all(_matches(item, arguments[0]) for item in value)
-        )
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(repr(argument) for argument in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(argument) for argument in arguments)
-    if hint is type(None):
-        return "none"
-    if origin is not None and issubclass(origin, Mapping):
-        return f"a mapping from names to {_describe(arguments[1])}"
-    if origin is not None and issubclass(origin, Sequence):
-        return f"a list of {_describe(arguments[0])}"
-    return {float: "a number", int: "a whole number", str: "a word", bool: "true or false"}.get(hint, str(hint))

@@ -1,0 +1,1 @@
+"""Experiments: from a recipe to runs, their records, and their resumption."""

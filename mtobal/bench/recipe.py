@@ -1,0 +1,149 @@
+"""Recipes: what an experiment trains, in YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mtobal import data, models, strategies
+from mtobal.errors import UsageError, unknown_name
+from mtobal.options import resolve_options
+
+ACCELERATORS = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An experiment: single-task baselines and several strategies, trained alike.
+
+    Attributes
+    ----------
+    title : str
+        The heading of the report.
+    data, model : mapping
+        ``name``, and the options of the data set or model beside it; options left out take their defaults.
+    tasks : tuple of str
+        The tasks to train; none means all those of the data set.
+    batch_size : int
+        Samples a step.
+    learning_rate : float
+        Of the Adam optimizer.
+    epochs : int
+        Passes through the training split.
+    strategies : tuple of str
+        Specs such as ``uw+pcgrad``, one row of the report each.
+    seeds : int
+        How many seeds to train each row with: 0, 1, 2, ...
+    accelerator : str
+        Where to train: auto, cpu, cuda or mps.
+    threads : int
+        CPU threads of torch. Sums taken in another order differ in their last digits, so that the number is
+        part of the recipe and not left to the machine.
+    """
+
+    title: str
+    data: Mapping[str, Any]
+    model: Mapping[str, Any]
+    tasks: tuple[str, ...] = ()
+    batch_size: int
+    learning_rate: float
+    epochs: int
+    strategies: tuple[str, ...]
+    seeds: int
+    accelerator: str = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "learning_rate", "epochs", "seeds", "threads"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"recipe: {name} should be greater than zero, not {getattr(self, name)}.")
+        if self.accelerator not in ACCELERATORS:
+            raise unknown_name("accelerator", self.accelerator, ACCELERATORS)
+        if not self.strategies:
+            raise UsageError("recipe: strategies should name at least one, such as ew.")
+        # One strategy has one spelling, so that it has one row.
+        specs = tuple(dict.fromkeys(strategies.build(spec).spec for spec in self.strategies))
+        object.__setattr__(self, "strategies", specs)
+        object.__setattr__(self, "data", _resolved("data set", self.data, data.lookup))
+        object.__setattr__(self, "model", _resolved("model", self.model, models.lookup))
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return all of the recipe as YAML and JSON hold it."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+    def as_yaml(self) -> str:
+        """Return all of the recipe as YAML text."""
+        return yaml.safe_dump(self.as_mapping(), sort_keys=False)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes inside the package.
+
+    Examples
+    --------
+    >>> recipe_names()
+    ['digits']
+    """
+    folder = importlib.resources.files("mtobal.bench") / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe of the package by its name, or any other by the path of its YAML file.
+
+    Raises
+    ------
+    UsageError
+        Unknown recipe, no YAML, an unknown or missing key, or a value of the wrong type.
+
+    Examples
+    --------
+    >>> load_recipe("digits").strategies
+    ('ew', 'uw', 'pcgrad', 'mgda', 'uw+pcgrad')
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError(
+                f"{path}: expected a recipe, but there is no such file; known by name are "
+                f"{', '.join(recipe_names())}."
+            )
+        return _parse(path.read_bytes(), str(path))
+    name = str(name_or_path)
+    if name not in recipe_names():
+        raise unknown_name("recipe", name, recipe_names())
+    return _parse((importlib.resources.files("mtobal.bench") / "recipes" / f"{name}.yaml").read_bytes(), name)
+
+
+def _parse(content: bytes, source: str) -> Recipe:
+    try:
+        mapping = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source}: this is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(mapping, dict):
+        raise UsageError(f"{source}: expected a mapping with the keys of a recipe, not {mapping!r}.")
+    given = {str(key): value for key, value in mapping.items()}
+    return Recipe(**resolve_options(f"recipe {source!r}", Recipe, given))
+
+
+def _resolved(kind: str, given: Mapping[str, Any], lookup: Callable[[str], Callable[..., Any]]) -> dict[str, Any]:
+    """Fill in the defaults of a data set or model, and check its name and options."""
+    name = given.get("name")
+    if not isinstance(name, str):
+        raise UsageError(f"recipe: the {kind} needs a name, as in {{name: ...}}, not {dict(given)!r}.")
+    rest = {str(key): value for key, value in given.items() if key != "name"}
+    return {"name": name, **resolve_options(f"{kind} {name!r}", lookup(name), rest)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,206 @@
+"""The command line: train and compare strategies, report on them, and look them up."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtobal import strategies
+from mtobal.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from rich.console import Console
+
+BENCH_EXTRA = ("jsonargparse", "rich", "yaml", "sklearn", "jinja2", "plotly")
+"""Packages that the command line needs and the library does not."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 after wrong use, 130 after Ctrl-C."""
+    try:
+        _run(arguments)
+    except UsageError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in BENCH_EXTRA:
+            raise
+        return _fail(f'the command line needs {package}, which is not installed: pip install "mtobal[bench]"')
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    options = _parser().parse_args(arguments)
+    commands: dict[str, Callable[[Namespace], None]] = {
+        "bench": _bench,
+        "report": _report,
+        "strategies": _strategies,
+    }
+    commands[options.subcommand](options[options.subcommand])
+
+
+def _fail(message: str) -> int:
+    print(f"mtobal: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def __init__(self, **settings: Any) -> None:
+            # The formatter of argparse shows a default only where the help text asks for it.
+            super().__init__(**settings, formatter_class=argparse.HelpFormatter, allow_abbrev=False)
+
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            raise UsageError(f"{' '.join(message.split()).rstrip('.')}; see {self.prog} --help.") from ex
+
+    from importlib.metadata import version
+
+    parser = Parser(
+        prog="mtobal",
+        version=version("mtobal"),
+        description="Multi-task optimisation: train one network on several losses without letting one starve "
+        "another.",
+    )
+    commands = parser.add_subcommands(metavar="COMMAND", description="Each has its own --help.")
+
+    bench = Parser(
+        description="Train single-task baselines and every strategy of a recipe, then write the report. "
+        "The same command again skips finished runs and resumes an unfinished one. Further strategies and seeds "
+        "extend the folder; any other change of the recipe needs a folder of its own."
+    )
+    bench.add_argument(
+        "recipe",
+        nargs="?",
+        default="digits",
+        metavar="RECIPE",
+        help="name of a recipe, or path of a YAML file; the default is digits: two overlaid digits, some two "
+        "minutes on a CPU",
+    )
+    bench.add_argument(
+        "--strategies", metavar="SPECS", help='in place of the recipe\'s, such as "ew,uw+mgda(scale=sum)"'
+    )
+    bench.add_argument("--seeds", type=_count, metavar="N", help="train each row with the seeds 0 to N-1")
+    bench.add_argument("--epochs", type=_count, metavar="N", help="length of every run")
+    bench.add_argument("--tasks", metavar="NAMES", help="some tasks of the data set, such as left,right")
+    bench.add_argument("--out", metavar="DIR", help="folder of the experiment; runs/RECIPE by default")
+    commands.add_subcommand("bench", bench, help="train and compare strategies, then write the report")
+
+    report = Parser(description="Write report.html, report.md and results.csv into the folder of an experiment.")
+    report.add_argument("folder", metavar="DIR", help="such as runs/digits")
+    commands.add_subcommand("report", report, help="write the report of an experiment")
+
+    catalogue = Parser(description="List all strategies, or show the card of one: what it does, costs and needs.")
+    catalogue.add_argument("name", nargs="?", metavar="NAME", help="such as pcgrad")
+    commands.add_subcommand("strategies", catalogue, help="list the strategies, or show the card of one")
+
+    for name, command in (("bench", bench), ("report", report), ("strategies", catalogue)):
+        command.prog = f"mtobal {name}"
+    return parser
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]*", str(text)):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _bench(options: Namespace) -> None:
+    from mtobal.bench.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    changes: dict[str, Any] = {
+        "strategies": None if options.strategies is None else tuple(split_specs(options.strategies)),
+        "tasks": None if options.tasks is None else tuple(split_specs(options.tasks)),
+        "seeds": options.seeds,
+        "epochs": options.epochs,
+    }
+    recipe = dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})
+    # Lightning takes seconds to import; what is wrong with the recipe is told before.
+    from rich.console import Console
+
+    from mtobal.bench.experiment import run_experiment
+
+    folder = Path(options.out or Path("runs") / Path(options.recipe).stem)
+    console = Console()
+    try:
+        run_experiment(recipe, folder, console)
+    except KeyboardInterrupt:
+        print("mtobal: interrupted; the same command goes on after the last finished epoch.", file=sys.stderr)
+        raise
+    _show_report(folder, console)
+
+
+def _report(options: Namespace) -> None:
+    from rich.console import Console
+
+    _show_report(Path(options.folder), Console())
+
+
+def _show_report(folder: Path, console: Console) -> None:
+    from mtobal.bench.records import load_experiment
+    from mtobal.report import build_report, console_table
+
+    page = build_report(folder)
+    console.print(console_table(load_experiment(folder)))
+    console.print(f"Report: {page}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _strategies(options: Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cards = strategies.available()
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    if options.name is None:
+        for heading in ("name", "place", "reads", "passes", "summary"):
+            table.add_column(heading)
+        for name, card in cards.items():
+            table.add_row(name, card.place, card.reads, card.backward_passes, card.summary)
+    elif options.name in cards:
+        table.add_column("name")
+        table.add_column(options.name)
+        facts = dataclasses.asdict(cards[options.name])
+        del facts["name"]
+        for fact, value in facts.items():
+            table.add_row(fact.replace("_", " "), Text(_shown(value)))
+    else:
+        raise unknown_name("strategy", options.name, cards)
+    Console().print(table)
+
+
+def split_specs(text: str) -> list[str]:
+    """Split at the commas outside of brackets.
+
+    Examples
+    --------
+    >>> split_specs("ew, uw+cagrad(c=0.4, scale=sum), static(weights=[1, 2])")
+    ['ew', 'uw+cagrad(c=0.4, scale=sum)', 'static(weights=[1, 2])']
+    """
+    parts = [""]
+    depth = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_shown(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

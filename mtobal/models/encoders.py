@@ -1,0 +1,51 @@
+"""Encoders: from an input to the representation that the tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mtobal.errors import UsageError
+
+
+class ConvEncoder(nn.Module):
+    """Convolutions that each halve the image, and a linear layer to the features.
+
+    Parameters
+    ----------
+    input_shape : sequence of int
+        Channels, height and width of an image.
+    channels : sequence of int
+        Output channels of each convolution.
+    out_features : int
+        Size of the representation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> encoder = ConvEncoder((1, 12, 12), channels=(8, 16), out_features=32)
+    >>> encoder(torch.zeros(5, 1, 12, 12)).shape
+    torch.Size([5, 32])
+    """
+
+    def __init__(self, input_shape: Sequence[int], channels: Sequence[int], out_features: int) -> None:
+        super().__init__()
+        if len(input_shape) != 3:
+            raise UsageError(
+                f"ConvEncoder reads images (channels, height, width), not inputs of shape {tuple(input_shape)}."
+            )
+        in_channels, height, width = input_shape
+        layers: list[nn.Module] = []
+        for out_channels in channels:
+            # A stride costs a quarter of a pooling after a convolution at full size.
+            layers += [nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1), nn.ReLU()]
+            in_channels, height, width = out_channels, (height + 1) // 2, (width + 1) // 2
+        layers += [nn.Flatten(), nn.Linear(in_channels * height * width, out_features), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.out_features = out_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the representation of a batch of images."""
+        features: Tensor = self.layers(inputs)
+        return features

@@ -1,0 +1,64 @@
+"""Hard parameter sharing: one encoder for all tasks, one decoder for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from mtobal.models.encoders import ConvEncoder
+from mtobal.tasks import Task
+
+
+class HardSharing(nn.Module):
+    """One encoder whose representation every decoder reads.
+
+    Parameters
+    ----------
+    encoder : Module
+        From the input to the representation.
+    decoders : mapping from str to Module
+        From the representation to the output of each task.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = HardSharing(nn.Linear(4, 8), {"left": nn.Linear(8, 2), "right": nn.Linear(8, 3)})
+    >>> {task: output.shape[1] for task, output in model(torch.zeros(5, 4)).items()}
+    {'left': 2, 'right': 3}
+    """
+
+    def __init__(self, encoder: nn.Module, decoders: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoders = nn.ModuleDict(dict(decoders))
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return the output of every task."""
+        representation = self.encoder(inputs)
+        return {task: decoder(representation) for task, decoder in self.decoders.items()}
+
+
+def hard_sharing(
+    input_shape: Sequence[int],
+    tasks: Sequence[Task],
+    *,
+    channels: tuple[int, ...] = (16, 32),
+    features: int = 64,
+) -> HardSharing:
+    """Join a convolutional encoder with one linear decoder a task.
+
+    Parameters
+    ----------
+    input_shape : sequence of int
+        Channels, height and width of an image.
+    tasks : sequence of Task
+        The tasks.
+    channels : tuple of int
+        Output channels of each convolution of the encoder.
+    features : int
+        Size of the shared representation.
+    """
+    # The encoder comes first, so that under one seed it starts from the same weights whatever the tasks are.
+    encoder = ConvEncoder(input_shape, channels, features)
+    return HardSharing(encoder, {task.name: nn.Linear(features, task.out_features) for task in tasks})

@@ -1,0 +1,37 @@
+"""What every task answers: its loss, its metrics and how many outputs its head has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Task(ABC):
+    """One task of a multi-task problem.
+
+    Attributes
+    ----------
+    name : str
+        The key of the task's target, output and loss.
+    main_metric : str
+        The metric of `metrics()` that speaks for the task where a single number is needed.
+    """
+
+    name: str
+    main_metric: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def out_features(self) -> int:
+        """Size of the head."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss of a batch."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, Metric]:
+        """Return new metrics by name; each says itself whether higher is better."""
