@@ -72,9 +72,9 @@ def test_a_strategy_that_reads_the_losses_says_so() -> None:
 
 
 def test_static_weights_name_known_tasks_and_all_of_them() -> None:
-    with pytest.raises(UsageError, match=r"unknown task in the static weights 'sge'"):
+    with pytest.raises(UsageError, match=r"unknown task in static: weights 'sge'"):
         mtobal.aggregate(torch.ones(2, 3), "static(weights={sge: 1})")
-    with pytest.raises(UsageError, match="no weight for '1'"):
+    with pytest.raises(UsageError, match="no number for '1'"):
         mtobal.aggregate(torch.ones(2, 3), {"static": {"weights": {"0": 1.0}}})
-    with pytest.raises(UsageError, match="3 weights for 2 tasks"):
+    with pytest.raises(UsageError, match="3 numbers for 2 tasks"):
         mtobal.aggregate(torch.ones(2, 3), "static(weights=[1, 2, 3])")

@@ -54,7 +54,7 @@ def test_an_instance_keeps_its_state() -> None:
         ("pcgrad(seed=1.5)", "seed should be a whole number, not 1.5"),
         ("pcgrad(heads=both)", "heads should be one of 'raw', 'weighted' or none, not 'both'"),
         ("static", "needs a value for weights"),
-        ("static(weights={seg: -1})", "must be finite, not negative"),
+        ("static(weights={seg: -1})", "must be finite and at least 0"),
         (
             "static(weights=[a, b])",
             "weights should be a mapping from names to a number or a list, each item a number",

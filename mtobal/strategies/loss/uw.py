@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mtobal.errors import UsageError
-from mtobal.strategies.base import LossWeighting, Step
+from mtobal.strategies.base import Step
 from mtobal.strategies.card import Card
+from mtobal.strategies.loss.learned import LOG_LIMIT, LearnedWeighting, OptimizerName
 from mtobal.strategies.registry import register
 
 Form = Literal["half", "laplace"]
-
-# exp(30) is 1e13: a loss that drives its log-variance beyond has no minimum, as a negative one has not.
-LOG_VARIANCE_LIMIT = 30.0
 
 
 def uncertainty_weights(log_variances: Tensor, form: Form = "half") -> Tensor:
@@ -55,7 +52,7 @@ def uncertainty_gradient(log_variances: Tensor, losses: Tensor, form: Form = "ha
 
 
 @register("uw")
-class UW(LossWeighting):
+class UW(LearnedWeighting):
     """Learn one log-variance a task, and weigh each loss by its inverse variance.
 
     Parameters
@@ -84,49 +81,17 @@ class UW(LossWeighting):
         degree=None,
     )
 
-    log_variances: Tensor | None
-
     def __init__(
-        self,
-        form: Form = "half",
-        init: float = 0.0,
-        lr: float = 0.025,
-        optimizer: Literal["adam", "sgd"] = "adam",
+        self, form: Form = "half", init: float = 0.0, lr: float = 0.025, optimizer: OptimizerName = "adam"
     ) -> None:
-        super().__init__()
-        if lr <= 0:
-            raise UsageError(f"uw: the learning rate must be positive, not {lr}.")
+        super().__init__(lr, optimizer)
         self.form: Form = form
         self.init = init
-        self.lr = lr
-        self.optimizer_name = optimizer
-        self.register_parameter("log_variances", None)
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        if self.optimizer_name == "adam":
-            return torch.optim.Adam(self.parameters(), lr=self.lr)
-        return torch.optim.SGD(self.parameters(), lr=self.lr)
 
     def weigh(self, step: Step) -> Tensor:
-        losses = step.require_losses("uw")
-        return uncertainty_weights(self._log_variances(step, losses).detach()[list(step.active)], self.form)
+        return uncertainty_weights(self.current(step, self.init), self.form)
 
     def update(self, step: Step) -> None:
         losses = step.require_losses("uw")
-        log_variances = self._log_variances(step, losses)
-        active = list(step.active)
-        gradient = torch.zeros_like(log_variances)
-        gradient[active] = uncertainty_gradient(log_variances.detach()[active], losses, self.form)
-        log_variances.grad = gradient
-        if self.optimizer is None:
-            self.optimizer = self.make_optimizer()
-        self.optimizer.step()
-        with torch.no_grad():
-            log_variances.clamp_(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
-
-    def _log_variances(self, step: Step, losses: Tensor) -> Tensor:
-        if self.log_variances is None:
-            self.log_variances = nn.Parameter(losses.new_full((len(step.tasks),), self.init))
-        if len(self.log_variances) != len(step.tasks):
-            raise UsageError(f"uw holds {len(self.log_variances)} tasks, but this step has {len(step.tasks)}.")
-        return self.log_variances
+        gradient = uncertainty_gradient(self.current(step, self.init), losses, self.form)
+        self.learn(step, gradient, LOG_LIMIT)
