@@ -83,6 +83,9 @@ class MultiTaskBalancer(pl.Callback):
         # Lightning skips teardown after an exception.
         _restore(pl_module)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._global_step = trainer.global_step  # not zero in a resumed run
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
