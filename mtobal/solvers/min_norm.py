@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-from mtobal.solvers.nonnegative import Array, nonnegative_minimum
+from mtobal.solvers.nonnegative import Array, nonnegative_minimum, unit_rows
 
 
-def min_norm(gramian: Array) -> Array:
+def min_norm(gramian: Array, *, solver: Literal["active_set", "cvxpy"] = "active_set") -> Array:
     r"""Find the weights of the min-norm point of ``conv{g_1, ..., g_K}``.
 
     Solves ``min_w w^T G w`` over the simplex ``w >= 0, sum w = 1``. With ``d = J^T w`` the optimality
@@ -21,6 +23,8 @@ def min_norm(gramian: Array) -> Array:
     ----------
     gramian : array of shape (K, K)
         ``G = J J^T``, finite.
+    solver : {"active_set", "cvxpy"}
+        ``cvxpy`` leaves the programme to a general convex solver: slower and less exact, but independent.
 
     Returns
     -------
@@ -39,26 +43,27 @@ def min_norm(gramian: Array) -> Array:
     >>> min_norm(np.array([[4.0, 0.0], [0.0, 9.0]]))
     array([0.69230769, 0.30769231])
     """
-    norms = np.sqrt(np.diag(gramian))
-    zero = norms <= np.finfo(np.float64).tiny
-    if zero.any():
-        return np.asarray(zero / zero.sum(), dtype=np.float64)
     if len(gramian) == 1:
         return np.ones(1)
-    if len(gramian) == 2:
+    if len(gramian) == 2 and solver == "active_set":
         return _two_rows(gramian)
-    cosines = gramian / norms[:, None] / norms
-    np.fill_diagonal(cosines, 1.0)
+    cosines, norms = unit_rows(gramian)
+    if not norms.all():
+        zero = norms == 0
+        return np.asarray(zero / zero.sum(), dtype=np.float64)
+    if solver == "cvxpy":
+        from mtobal.solvers import convex
+
+        return convex.min_norm(gramian)
     scale = norms.min() / norms
-    weights = nonnegative_minimum(cosines + np.outer(scale, scale), scale) * scale
+    weights = nonnegative_minimum(cosines + scale * scale[:, None], scale) * scale
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
 def _two_rows(gramian: Array) -> Array:
-    """Clip the foot of the perpendicular from the origin on the line through both rows."""
-    first, second, product = gramian[0, 0], gramian[1, 1], gramian[0, 1]
-    distance = first + second - 2 * product
-    if distance <= np.finfo(np.float64).eps * max(first, second):
-        return np.array([0.5, 0.5])
-    weight = float(np.clip((second - product) / distance, 0.0, 1.0))
-    return np.array([weight, 1.0 - weight])
+    """Take the foot of the perpendicular from the origin on the line through both rows, or the nearer end."""
+    (first, product), (_, second) = gramian.tolist()
+    if first + second - 2 * product <= np.finfo(np.float64).eps * max(first, second):
+        return np.array([0.5, 0.5])  # duplicates
+    shares = np.array([max(second - product, 0.0), max(first - product, 0.0)])
+    return np.asarray(shares / shares.sum(), dtype=np.float64)

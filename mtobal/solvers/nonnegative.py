@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+_EPSILON = float(np.finfo(np.float64).eps)
+# Block pivoting settles in a handful of rounds, also for a hundred variables, or it runs in circles.
+_ROUNDS = 15
+# Up to this size it is cheaper to solve blocks of full size than to pick out those of the supports.
+_SMALL = 20
+# Added to the diagonal of a matrix that is not definite: far above rounding, far below the eigenvalues that count.
+_SHIFT = 1e-9
 
 
 class SolverError(RuntimeError):
     """An iteration did not end. It means a defect or a non-finite input, never an ordinary problem."""
 
 
-def nonnegative_minimum(hessian: Array, linear: Array) -> Array:
-    r"""Solve ``min_x 1/2 x^T H x - q^T x  subject to  x >= 0``.
+def unit_rows(gramian: Array) -> tuple[Array, Array]:
+    """Scale the rows of J to unit length.
 
-    The optimality conditions are ``x >= 0``, ``H x - q >= 0`` and ``x_k (H x - q)_k = 0``. Variables enter the
-    support one at a time, by the largest violated condition, and leave it where the unconstrained minimum on
-    the support would make them negative, until the conditions hold to rounding.
+    Parameters
+    ----------
+    gramian : array of shape (K, K)
+        ``G = J J^T``.
+
+    Returns
+    -------
+    cosines : array of shape (K, K)
+        Gramian of the scaled rows. A zero row becomes a unit row that is orthogonal to all the others.
+    norms : array of shape (K,)
+        The norms of the rows; rows that are shorter than the longest by 150 orders of magnitude count as zero.
+    """
+    norms = np.sqrt(gramian.diagonal())
+    zero = norms <= 1e-150 * norms.max()
+    if not np.count_nonzero(zero):
+        inverse = 1.0 / norms
+        return gramian * inverse * inverse[:, None], norms
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=~zero)
+    return gramian * inverse * inverse[:, None] + np.diag(zero), np.where(zero, 0.0, norms)
+
+
+def nonnegative_minimum(hessian: Array, linear: Array) -> Array:
+    r"""Solve ``min_x 1/2 x^T H x - q^T x  subject to  x >= 0``, for one q or for many.
+
+    The optimality conditions are ``x >= 0``, ``H x - q >= 0`` and ``x_k (H x - q)_k = 0``: the problem is to
+    find the support of x. Block principal pivoting guesses it, solves, and exchanges all variables on the wrong
+    side at once; a matrix that is not definite is shifted for it, and the shift taken back by proximal steps.
+    What that does not settle goes the way of Lawson and Hanson: variables enter one at a time, and the objective
+    falls with every support.
 
     Parameters
     ----------
     hessian : array of shape (K, K)
         Symmetric positive semi-definite, with a diagonal of order one.
-    linear : array of shape (K,)
-        The vector q. The problem must be bounded: ``q^T x <= 0`` wherever ``x >= 0`` and ``H x = 0``.
+    linear : array of shape (K,) or (R, K)
+        The vector q, or one in each row. The problem must be bounded: ``q^T x <= 0`` wherever ``x >= 0`` and
+        ``H x = 0``.
 
     Returns
     -------
-    array of shape (K,)
+    array of the shape of `linear`
 
     Raises
     ------
@@ -37,54 +75,195 @@ def nonnegative_minimum(hessian: Array, linear: Array) -> Array:
 
     References
     ----------
-    C. L. Lawson and R. J. Hanson, Solving Least Squares Problems, 1974, chapter 23: the same walk through
-    supports, there on the factor of H.
+    J. J. Judice and F. M. Pires, A block principal pivoting algorithm for large-scale strictly monotone linear
+    complementarity problems, 1994.
+    C. L. Lawson and R. J. Hanson, Solving Least Squares Problems, 1974, chapter 23: the same walk, there on a
+    factor of H.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> nonnegative_minimum(np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[2.0, 0.0], [3.0, 3.0]]))
+    array([[1., 0.],
+           [1., 1.]])
     """
+    definite = _is_definite(hessian)
+    if definite and linear.ndim == 1:
+        solution = _block_pivoting(hessian, linear)
+        return _walk(hessian, linear) if solution is None else solution
+    rows = linear.reshape(-1, len(hessian))
+    if definite:
+        solutions, settled = _pivot_rows(hessian, rows, _likely_supports(hessian, rows))
+    else:
+        solutions, settled = _proximal_point(hessian, rows)
+    for row in np.flatnonzero(~settled):
+        solutions[row] = _walk(hessian, rows[row])
+    return solutions.reshape(linear.shape)
+
+
+def _is_definite(matrix: Array) -> bool:
+    """Whether every pivot of the Cholesky factor stands clear of rounding."""
+    try:
+        pivots: list[float] = np.linalg.cholesky(matrix).diagonal().tolist()
+    except np.linalg.LinAlgError:
+        return False
+    return min(pivots) ** 2 > 10 * _EPSILON
+
+
+def _block_pivoting(hessian: Array, linear: Array) -> Array | None:
+    """Exchange all variables on the wrong side at once, or give up with None."""
+    tolerance = 10 * len(linear) * _EPSILON
+    size_of_linear = float(linear @ linear)
+    inside = linear > 0
+    for _ in range(_ROUNDS):
+        index = inside.nonzero()[0]
+        rows = hessian[index]
+        on_support = np.linalg.solve(rows[:, index], linear[index])
+        signs = on_support @ rows - linear
+        noise = tolerance * math.sqrt(size_of_linear + float(on_support @ on_support))
+        # Outside the support the variable is zero, and inside it the gradient is: one sign tells for both.
+        signs[index] = on_support
+        wrong = signs < -noise
+        if not np.count_nonzero(wrong):
+            return np.where(inside, np.maximum(signs, 0.0), 0.0)
+        inside ^= wrong
+    return None
+
+
+def _likely_supports(hessian: Array, linear: Array) -> Mask:
+    """Guess the supports by some steps of projected gradient descent, which cost less than a round of solving."""
+    x = linear
+    steps = min(20, (len(hessian) - 1) // 3)
+    if steps:
+        # The norm of H is at most the root of the Frobenius norm of H H, and not much less.
+        rate = 1.9 / math.sqrt(np.linalg.norm(hessian @ hessian))
+        x = rate * np.maximum(linear, 0.0)
+        for _ in range(steps):
+            x = np.maximum(x + rate * (linear - x @ hessian), 0.0)
+    return np.asarray(x > 0)
+
+
+def _pivot_rows(hessian: Array, linear: Array, inside: Mask) -> tuple[Array, Mask]:
+    """Do the same for all rows of `linear` at once, from given supports; return the solutions, and which hold."""
+    solutions = np.zeros_like(linear)
+    settled = np.zeros(len(linear), dtype=bool)
+    pending = np.arange(len(linear))
+    tolerance = 10 * len(hessian) * _EPSILON
+    for _ in range(_ROUNDS):
+        x = _minima_on_supports(hessian, linear, inside)
+        noise = tolerance * np.sqrt((x * x + linear * linear).sum(1))
+        wrong = x + x @ hessian - linear < -noise[:, None]
+        open_rows = wrong.any(1)
+        done = pending[~open_rows]
+        solutions[done] = np.maximum(x[~open_rows], 0.0)
+        settled[done] = True
+        if len(done) == len(pending):
+            break
+        pending, linear = pending[open_rows], linear[open_rows]
+        inside = (inside ^ wrong)[open_rows]
+    return solutions, settled
+
+
+def _minima_on_supports(hessian: Array, linear: Array, inside: Mask) -> Array:
+    """Minimise over the variables inside the support of each row of `linear`, the others being zero."""
+    size = len(hessian)
+    right = np.where(inside, linear, 0.0)
+    if size <= _SMALL:
+        blocks = np.where(inside[:, :, None] & inside[:, None, :], hessian, np.eye(size))
+        return np.asarray(np.linalg.solve(blocks, right[:, :, None])[:, :, 0], dtype=np.float64)
+    # Blocks as large as the largest support; the smaller ones are filled up from an identity behind H.
+    extended = np.eye(2 * size)
+    extended[:size, :size] = hessian
+    counts = inside.sum(1)
+    slots = np.arange(counts.max())
+    members = np.argsort(~inside, axis=1, kind="stable")[:, : len(slots)]
+    index = np.where(slots < counts[:, None], members, size + slots)
+    right = np.take_along_axis(np.hstack([right, np.zeros_like(right)]), index, axis=1)
+    minima = np.zeros((len(linear), 2 * size))
+    blocks = extended[index[:, :, None], index[:, None, :]]
+    np.put_along_axis(minima, index, np.linalg.solve(blocks, right[:, :, None])[:, :, 0], axis=1)
+    return minima[:, :size]
+
+
+def _proximal_point(hessian: Array, linear: Array) -> tuple[Array, Mask]:
+    """Minimise ``f(x) + s/2 ||x - z||^2`` again and again, with z the last minimum, while that settles it soon.
+
+    The shift s makes the matrix definite. What is left of the gradient is ``s (z - x)``, and where the non-zero
+    eigenvalues of H stand clear of s, each step takes it down by many digits.
+    """
+    size = len(hessian)
+    x, settled = np.zeros_like(linear), np.zeros(len(linear), dtype=bool)
+    shifted = hessian + _SHIFT * np.eye(size)
+    if not _is_definite(shifted):
+        return x, settled
+    noise = 10 * size * _EPSILON * np.abs(linear).max(1)
+    pending = np.arange(len(linear))
+    inside = _likely_supports(shifted, linear)
+    for _ in range(4):
+        before = x[pending]
+        x[pending], holds = _pivot_rows(shifted, linear[pending] + _SHIFT * before, inside[pending])
+        still = _SHIFT * np.abs(x[pending] - before).max(1) > noise[pending]
+        settled[pending[holds & ~still]] = True
+        pending = pending[holds & still]
+        if not len(pending):
+            break
+        inside = x > 0
+    return x, settled
+
+
+def _walk(hessian: Array, linear: Array) -> Array:
+    """Let variables enter the support one at a time, by the largest violated condition."""
     size = len(linear)
     x = np.zeros(size)
     support = np.zeros(size, dtype=bool)
     refused = np.zeros(size, dtype=bool)
-    epsilon = np.finfo(np.float64).eps
+    seen = {support.tobytes()}
     for _ in range(30 * size + 30):
         descent = linear - hessian @ x
-        tolerance = 10 * size * epsilon * max(np.abs(linear).max(), np.abs(x).max())
+        noise = 10 * size * _EPSILON * max(np.abs(linear).max(), np.abs(x).max())
         candidates = np.where(support | refused, -np.inf, descent)
-        entering = int(np.argmax(candidates))
-        if not candidates[entering] > tolerance:
+        entering = int(candidates.argmax())
+        if candidates[entering] <= noise:
             return x
-        support[entering] = True
-        before = x
-        x = _minimum_on_support(hessian, linear, x, support)
-        # A variable that rounding throws out at once would be chosen again for ever.
-        if support[entering]:
-            refused[:] = False
-        else:
+        if _is_dependent(hessian, support, entering):
             refused[entering] = True
-            x = before if not np.isfinite(x).all() else x
+            continue
+        support[entering] = True
+        x = _minimum_on_support(hessian, linear, x, support)
+        if not support[entering]:
+            refused[entering] = True  # thrown out at once, by rounding: it would be chosen again for ever
+            continue
+        refused[:] = False
+        # In exact arithmetic the objective falls with every support, so none comes twice. One that does differs
+        # from the last by rounding alone.
+        if support.tobytes() in seen:
+            return x
+        seen.add(support.tobytes())
     raise SolverError(f"active set of a quadratic programme with {size} variables did not settle.")
 
 
-def _minimum_on_support(hessian: Array, linear: Array, x: Array, support: NDArray[np.bool_]) -> Array:
+def _is_dependent(hessian: Array, support: Mask, entering: int) -> bool:
+    """Whether the row of a variable is a combination of those of the support, to rounding."""
+    index = support.nonzero()[0]
+    column = hessian[index, entering]
+    remainder = hessian[entering, entering] - column @ np.linalg.solve(hessian[index][:, index], column)
+    return bool(remainder <= 10 * _EPSILON)
+
+
+def _minimum_on_support(hessian: Array, linear: Array, x: Array, support: Mask) -> Array:
     """Move from x to the minimum on the support, dropping the variables that reach zero on the way."""
     while support.any():
-        index = np.flatnonzero(support)
+        index = support.nonzero()[0]
         target = np.zeros_like(x)
-        target[index] = _solve_symmetric(hessian[np.ix_(index, index)], linear[index])
+        target[index] = np.linalg.solve(hessian[index][:, index], linear[index])
         leaving = index[target[index] <= 0]
         if not len(leaving):
             return target
-        step = np.min(x[leaving] / (x[leaving] - target[leaving] + np.finfo(np.float64).tiny))
-        x = np.where(support, x + step * (target - x), 0.0)
-        gone = leaving[x[leaving] <= 10 * np.finfo(np.float64).eps * np.abs(x).max()]
+        ratios = x[leaving] / (x[leaving] - target[leaving] + np.finfo(np.float64).tiny)
+        x = np.where(support, x + ratios.min() * (target - x), 0.0)
+        gone = leaving[x[leaving] <= 10 * _EPSILON * np.abs(x).max()]
         if not len(gone):
-            gone = leaving[[int(np.argmin(x[leaving]))]]
+            gone = leaving[[int(ratios.argmin())]]
         x[gone] = 0.0
         support[gone] = False
     return np.zeros_like(x)
-
-
-def _solve_symmetric(matrix: Array, right: Array) -> Array:
-    try:
-        return np.asarray(np.linalg.solve(matrix, right), dtype=np.float64)
-    except np.linalg.LinAlgError:
-        return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0], dtype=np.float64)

@@ -201,8 +201,9 @@ class Aggregation(Strategy):
         """Solve for the task weights and bring them to the scale that was asked for."""
         return self.solve(gramian, step) * self.factor(step)
 
-    def head_weights(self, weights: Tensor, step: Step) -> Tensor:
-        """Return the weights on task-own gradients where heads are weighted, given those on shared ones."""
+    def head_weights(self, weights: Tensor | None, step: Step) -> Tensor:
+        """Return the weights on task-own gradients where heads are weighted, given those on shared ones if any."""
+        assert weights is not None
         return weights
 
 

@@ -121,7 +121,6 @@ class Composition(nn.Module):
         scales = loss_weights.to("cpu", torch.float64)
         if self.aggregation is None or self.aggregation.heads == "raw":
             return scales
-        assert weights is not None
         return scales * self.aggregation.head_weights(weights, _weighted(step, loss_weights)).to(scales)
 
     @property

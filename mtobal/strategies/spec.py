@@ -8,13 +8,16 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from mtobal.errors import UsageError, unknown_name
 from mtobal.options import fit
 from mtobal.strategies.base import Strategy
 from mtobal.strategies.composition import Composition
 from mtobal.strategies.registry import lookup, options
+from mtobal.strategies.torchjd import adapt, is_torchjd
 
-Spec = str | Strategy | Composition | Mapping[str, Any]
+Spec = str | Strategy | Composition | nn.Module | Mapping[str, Any]
 
 _WORDS = {"true": True, "false": False, "none": None, "null": None, "inf": float("inf")}
 
@@ -24,7 +27,7 @@ def build(spec: Spec) -> Composition:
 
     Parameters
     ----------
-    spec : str, Strategy, Composition or mapping
+    spec : str, Strategy, Composition, aggregator or weighting of TorchJD, or mapping
         ``"name(option=value, ...)+name(...)"``; or an instance; or a mapping from names to options, as it
         comes from YAML: ``{"uw": None, "cagrad": {"c": 0.4}}``.
 
@@ -50,6 +53,8 @@ def build(spec: Spec) -> Composition:
         return spec
     if isinstance(spec, Strategy):
         return Composition([spec], spec.card.name or type(spec).__name__)
+    if is_torchjd(spec):
+        return Composition([adapt(spec)], f"torchjd.{type(spec).__name__}")
     if isinstance(spec, str):
         parts = parse(spec)
     elif isinstance(spec, Mapping):

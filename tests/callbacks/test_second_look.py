@@ -159,9 +159,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(spec: str, tmp_path: Path) ->
     half.fit(Module(), loader())
     half.save_checkpoint(tmp_path / "half.ckpt")
     resumed = Module(seed=3)
-    trainer(tmp_path, MultiTaskBalancer(spec), epochs=4).fit(
-        resumed, loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=True
-    )
+    trainer(tmp_path, MultiTaskBalancer(spec), epochs=4).fit(resumed, loader(), ckpt_path=tmp_path / "half.ckpt")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 

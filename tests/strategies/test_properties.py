@@ -165,9 +165,12 @@ def test_scale_sum_is_the_scale_of_the_plain_sum(card: Card) -> None:
         with pytest.raises(mtobal.UsageError, match="scale of its own"):
             build(f"{name}(scale=sum)")
         return
-    orthonormal = torch.eye(3, 4, dtype=torch.float64)
-    found = direction(build(f"{name}(scale=sum)"), orthonormal, torch.ones(3))
-    torch.testing.assert_close(found.sum(), torch.tensor(3.0, dtype=torch.float64))
+    equal = torch.eye(1, 4, dtype=torch.float64).repeat(3, 1)
+    native = direction(build(name), equal, torch.ones(3)).sum().item()
+    summed = direction(build(f"{name}(scale=sum)"), equal, torch.ones(3)).sum().item()
+    assert summed == pytest.approx(3 * native if card.scale == "mean" else native)
+    # Up to a factor that a method puts on its direction, such as the rescaling of cagrad.
+    assert summed == pytest.approx(3.0, rel=0.25)
 
 
 @every_strategy

@@ -41,8 +41,9 @@ def mgda_weights(gramian: Tensor, normalizers: Tensor | None = None, *, normaliz
     """
     if normalizers is None:
         return torch.from_numpy(min_norm(gramian.numpy()))
-    weights = torch.from_numpy(min_norm((gramian / normalizers[:, None] / normalizers).numpy()))
-    return weights / normalizers if normalized else weights
+    divisors = normalizers.numpy()
+    weights = min_norm(gramian.numpy() / divisors[:, None] / divisors)
+    return torch.from_numpy(weights / divisors if normalized else weights)
 
 
 @register("mgda")

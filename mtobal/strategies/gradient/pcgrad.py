@@ -44,17 +44,16 @@ def pcgrad_weights(gramian: Tensor, orders: Tensor) -> Tensor:
     >>> pcgrad_weights(gramian, torch.tensor([[1], [0]]))
     tensor([2.0000, 1.2500], dtype=torch.float64)
     """
-    products = gramian.numpy().copy()  # products[i, j] = g . g_j for the current gradient g of task i
-    rows = gramian.numpy()
-    coefficients = np.eye(len(rows))
-    squared_norms = np.diag(rows)
-    tasks = np.arange(len(rows))
-    for visited in orders.numpy().T:
-        conflicts = np.minimum(products[tasks, visited], 0.0)
-        # A conflict is a non-zero product, so the squared norm it is divided by is positive.
-        shares = np.divide(conflicts, squared_norms[visited], out=np.zeros_like(conflicts), where=conflicts < 0)
-        coefficients[tasks, visited] -= shares
-        products -= shares[:, None] * rows[visited]
+    rows, size = gramian.numpy(), len(gramian)
+    squared_norms = rows.diagonal()
+    # A zero row has product zero with everything, whatever it is divided by.
+    shares = rows / np.where(squared_norms > np.finfo(np.float64).tiny, squared_norms, 1.0)[:, None]
+    visits = orders.numpy().T
+    positions = visits + size * np.arange(size)
+    coefficients = np.eye(size)  # of the current gradient of each task
+    flat = coefficients.reshape(-1)
+    for visited, position in zip(visits, positions, strict=True):
+        flat[position] = -np.minimum(np.einsum("ij,ij->i", coefficients, shares[visited]), 0.0)
     return torch.from_numpy(coefficients.sum(0))
 
 
@@ -90,6 +89,6 @@ class PCGrad(Aggregation):
 
     def _draw_orders(self, num_tasks: int) -> Tensor:
         """Draw one permutation of the other tasks for each task."""
-        draws = torch.rand(num_tasks, num_tasks, generator=self.generator)
-        draws.fill_diagonal_(2.0)  # sorts each task behind all the others of its row
-        return draws.argsort(dim=1)[:, :-1]
+        draws = torch.rand(num_tasks, num_tasks, generator=self.generator).numpy()
+        np.fill_diagonal(draws, 2.0)  # sorts each task behind all the others of its row
+        return torch.from_numpy(draws.argsort(axis=1)[:, :-1])

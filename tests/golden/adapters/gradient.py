@@ -9,6 +9,7 @@ import torch
 import mtobal
 from golden.adapters import golden
 from golden.records import Record, assert_close, tensor
+from mtobal.strategies.gradient import CRMOGM
 from mtobal.strategies.gradient.pcgrad import pcgrad_weights
 
 
@@ -46,3 +47,28 @@ def pcgrad(record: Record) -> None:
     for sample in (directions, drawn):
         assert (sample >= tensor(record["coordinate_min"]) - slack).all()
         assert (sample <= tensor(record["coordinate_max"]) + slack).all()
+
+
+@golden("krum")
+def krum(record: Record) -> None:
+    params, jacobian = record["params"], tensor(record["J"])
+    options = {"n_byzantine": params["n_byzantine"], "n_selected": params["n_selected"]}
+    distance = "plain" if params["distance"].startswith("euclidean") else "squared"
+    spec = {"krum": {**options, "distance": distance}}
+    assert_close(record, mtobal.aggregate(jacobian, spec), record["expected_direction"], "direction")
+    gramian = jacobian @ jacobian.T
+    assert_close(record, mtobal.weights(gramian, spec), record["expected_weights"], "weights")
+    if "paper_squared_distance_selects" in record:
+        selected = mtobal.weights(gramian, {"krum": {**options, "distance": "squared"}}).nonzero().flatten()
+        assert sorted(selected.tolist()) == sorted(record["paper_squared_distance_selects"])
+
+
+@golden("cr_mogm")
+def cr_mogm(record: Record) -> None:
+    params = record["params"]
+    assert params["initial"] == "first inner weights"
+    strategy = CRMOGM(inner=params["inner"], alpha=params["alpha"])
+    for number, rows in enumerate(record["inputs"]["J"]):
+        jacobian, losses = tensor(rows), record["inputs"].get("losses")
+        weights = mtobal.weights(jacobian @ jacobian.T, strategy, losses and losses[number])
+        assert_close(record, weights, record["expected"]["weights"][number], f"weights of step {number}")
