@@ -348,7 +348,7 @@ class Balancer:
             return self._overflow(gram.diag().isfinite(), step)
         solved = self.strategy.aggregation_weights(gram, step, loss_weights)
         heads = self.strategy.head_weights(solved, step, loss_weights)
-        return self._learn(step, solved * loss_weights.to(solved), heads)
+        return self._learn(step, loss_weights, solved * loss_weights.to(solved), heads)
 
     def _direct(
         self,
@@ -368,19 +368,22 @@ class Balancer:
         jacobian = Jacobian.from_rows(present, names, scale)
         finite = torch.stack([torch.stack([b.isfinite().all() for b in row.unbind()]) for row in jacobian.blocks])
         if not finite.all():
-            weights, heads = self._overflow(finite.all(0), step)
-            return iter(combine(rows, weights)), heads
+            ones, heads = self._overflow(finite.all(0), step)
+            return iter(combine(rows, ones)), heads
         found = self.strategy.aggregation_direction(jacobian, step, loss_weights)
         head_weights = self.strategy.head_weights(found.weights, step, loss_weights)
-        _, heads = self._learn(step, found.weights, head_weights)
+        weights = None if found.weights is None else found.weights * loss_weights.to(found.weights)
+        _, heads = self._learn(step, loss_weights, weights, head_weights)
         blocks = iter(found.blocks)
         balanced = [None if shape is None else (next(blocks) * scale).reshape(shape) for shape in shapes]
         return iter(balanced), heads
 
-    def _learn(self, step: Step, weights: Tensor | None, heads: Tensor) -> tuple[list[float], list[float]]:
+    def _learn(
+        self, step: Step, loss_weights: Tensor, weights: Tensor | None, heads: Tensor
+    ) -> tuple[list[float], list[float]]:
         """Take note of the weights that are applied, and let the strategies learn from the step."""
         self._applied = (step, weights, heads)
-        self.strategy.update(step)
+        self.strategy.update(step, loss_weights)
         return [] if weights is None else weights.tolist(), heads.tolist()
 
     def _overflow(self, finite: Tensor, step: Step) -> tuple[list[float], list[float]]:

@@ -58,8 +58,9 @@ def dual_cone(gramian: Array, weights: Array, *, solver: Literal["active_set", "
         added = added.reshape(weights.shape)
     else:
         added = nonnegative_minimum(cosines, -(weights * norms) @ cosines)
-    # Nothing is added to a zero row: its programme has a unit row of its own and no linear term.
-    return np.asarray(weights + added / np.where(norms > 0, norms, 1.0), dtype=np.float64)
+    if np.count_nonzero(norms) < len(norms):
+        norms = np.where(norms > 0, norms, 1.0)  # nothing is added to a zero row, which has no linear term
+    return np.asarray(weights + added / norms, dtype=np.float64)
 
 
 def _added_by_cvxpy(cosines: Array, combination: Array) -> Array:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Index = NDArray[np.intp]
 
 _EPSILON = float(np.finfo(np.float64).eps)
 # Block pivoting settles in a handful of rounds, also for a hundred variables, or it runs in circles.
@@ -93,10 +94,13 @@ def nonnegative_minimum(hessian: Array, linear: Array) -> Array:
         return _walk(hessian, linear) if solution is None else solution
     rows = linear.reshape(-1, len(hessian))
     if definite:
-        solutions, settled = _pivot_rows(hessian, rows, _likely_supports(hessian, rows))
+        # A few steps of descent cost less than the rounds of solving that a better guess saves.
+        steps = min(20, (len(hessian) - 1) // 3)
+        guess = _descend(hessian, rows, steps) if steps else rows
+        solutions, unsettled = _pivot_rows(hessian, rows, guess > 0)
     else:
-        solutions, settled = _proximal_point(hessian, rows)
-    for row in np.flatnonzero(~settled):
+        solutions, unsettled = _proximal_point(hessian, rows)
+    for row in unsettled:
         solutions[row] = _walk(hessian, rows[row])
     return solutions.reshape(linear.shape)
 
@@ -107,7 +111,7 @@ def _is_definite(matrix: Array) -> bool:
         pivots: list[float] = np.linalg.cholesky(matrix).diagonal().tolist()
     except np.linalg.LinAlgError:
         return False
-    return min(pivots) ** 2 > 10 * _EPSILON
+    return min(pivots) ** 2 > 20 * len(pivots) * _EPSILON
 
 
 def _block_pivoting(hessian: Array, linear: Array) -> Array | None:
@@ -118,7 +122,10 @@ def _block_pivoting(hessian: Array, linear: Array) -> Array | None:
     for _ in range(_ROUNDS):
         index = inside.nonzero()[0]
         rows = hessian[index]
-        on_support = np.linalg.solve(rows[:, index], linear[index])
+        try:
+            on_support = np.linalg.solve(rows[:, index], linear[index])
+        except np.linalg.LinAlgError:  # another order of elimination than that of the factor met a zero
+            return None
         signs = on_support @ rows - linear
         noise = tolerance * math.sqrt(size_of_linear + float(on_support @ on_support))
         # Outside the support the variable is zero, and inside it the gradient is: one sign tells for both.
@@ -130,38 +137,34 @@ def _block_pivoting(hessian: Array, linear: Array) -> Array | None:
     return None
 
 
-def _likely_supports(hessian: Array, linear: Array) -> Mask:
-    """Guess the supports by some steps of projected gradient descent, which cost less than a round of solving."""
-    x = linear
-    steps = min(20, (len(hessian) - 1) // 3)
-    if steps:
-        # The norm of H is at most the root of the Frobenius norm of H H, and not much less.
-        rate = 1.9 / math.sqrt(np.linalg.norm(hessian @ hessian))
-        x = rate * np.maximum(linear, 0.0)
-        for _ in range(steps):
-            x = np.maximum(x + rate * (linear - x @ hessian), 0.0)
-    return np.asarray(x > 0)
+def _descend(hessian: Array, linear: Array, steps: int) -> Array:
+    """Come near the minima by accelerated projected gradient descent."""
+    # The norm of H is at most the root of the Frobenius norm of H H, and not much less.
+    rate = 1.0 / math.sqrt(np.linalg.norm(hessian @ hessian))
+    x = ahead = np.zeros_like(linear)
+    for step in range(steps):
+        before, x = x, np.maximum(ahead + rate * (linear - ahead @ hessian), 0.0)
+        ahead = x + step / (step + 3) * (x - before)
+    return x
 
 
-def _pivot_rows(hessian: Array, linear: Array, inside: Mask) -> tuple[Array, Mask]:
-    """Do the same for all rows of `linear` at once, from given supports; return the solutions, and which hold."""
-    solutions = np.zeros_like(linear)
-    settled = np.zeros(len(linear), dtype=bool)
+def _pivot_rows(hessian: Array, linear: Array, inside: Mask) -> tuple[Array, Index]:
+    """Do the same for all rows of `linear` at once, from given supports; return solutions and open rows."""
+    solutions = np.empty_like(linear)
     pending = np.arange(len(linear))
     tolerance = 10 * len(hessian) * _EPSILON
+    squares = np.einsum("ij,ij->i", linear, linear)
     for _ in range(_ROUNDS):
         x = _minima_on_supports(hessian, linear, inside)
-        noise = tolerance * np.sqrt((x * x + linear * linear).sum(1))
-        wrong = x + x @ hessian - linear < -noise[:, None]
-        open_rows = wrong.any(1)
-        done = pending[~open_rows]
-        solutions[done] = np.maximum(x[~open_rows], 0.0)
-        settled[done] = True
-        if len(done) == len(pending):
+        solutions[pending] = x
+        noise = tolerance * np.sqrt(squares + np.einsum("ij,ij->i", x, x))
+        wrong = x + (x @ hessian - linear) < -noise[:, None]
+        still = wrong.any(1)
+        pending = pending[still]
+        if not len(pending):
             break
-        pending, linear = pending[open_rows], linear[open_rows]
-        inside = (inside ^ wrong)[open_rows]
-    return solutions, settled
+        linear, squares, inside = linear[still], squares[still], (inside ^ wrong)[still]
+    return np.maximum(solutions, 0.0), pending
 
 
 def _minima_on_supports(hessian: Array, linear: Array, inside: Mask) -> Array:
@@ -185,30 +188,34 @@ def _minima_on_supports(hessian: Array, linear: Array, inside: Mask) -> Array:
     return minima[:, :size]
 
 
-def _proximal_point(hessian: Array, linear: Array) -> tuple[Array, Mask]:
-    """Minimise ``f(x) + s/2 ||x - z||^2`` again and again, with z the last minimum, while that settles it soon.
+def _proximal_point(hessian: Array, linear: Array) -> tuple[Array, Index]:
+    """Minimise ``f(x) + s/2 ||x - z||^2`` again and again, with z the last minimum; return x and the open rows.
 
     The shift s makes the matrix definite. What is left of the gradient is ``s (z - x)``, and where the non-zero
     eigenvalues of H stand clear of s, each step takes it down by many digits.
     """
     size = len(hessian)
-    x, settled = np.zeros_like(linear), np.zeros(len(linear), dtype=bool)
     shifted = hessian + _SHIFT * np.eye(size)
-    if not _is_definite(shifted):
-        return x, settled
-    noise = 10 * size * _EPSILON * np.abs(linear).max(1)
     pending = np.arange(len(linear))
-    inside = _likely_supports(shifted, linear)
+    if not _is_definite(shifted):
+        return np.zeros_like(linear), pending
+    noise = 10 * size * _EPSILON * np.abs(linear).max(1)
+    unsettled = np.ones(len(linear), dtype=bool)
+    # Where many x are minima, those near to a good start have its support, and pivoting need not look for one.
+    x = _descend(shifted, linear, min(200, 4 * len(linear)))
+    inside = x > 0
     for _ in range(4):
         before = x[pending]
-        x[pending], holds = _pivot_rows(shifted, linear[pending] + _SHIFT * before, inside[pending])
+        x[pending], lost = _pivot_rows(shifted, linear[pending] + _SHIFT * before, inside[pending])
         still = _SHIFT * np.abs(x[pending] - before).max(1) > noise[pending]
-        settled[pending[holds & ~still]] = True
-        pending = pending[holds & still]
+        still[lost] = True
+        unsettled[pending] = still
+        still[lost] = False  # no further step helps these
+        pending = pending[still]
         if not len(pending):
             break
         inside = x > 0
-    return x, settled
+    return x, np.flatnonzero(unsettled)
 
 
 def _walk(hessian: Array, linear: Array) -> Array:

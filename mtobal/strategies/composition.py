@@ -107,13 +107,16 @@ class Composition(nn.Module):
     def aggregation_direction(self, jacobian: Jacobian, step: Step, loss_weights: Tensor) -> Direction:
         """Return the direction of an aggregation that reads the Jacobian of the unweighted losses.
 
-        Its weights, if it has any, are those on the raw gradients: the loss weights are part of them.
+        Its weights, if it has any, are to be multiplied with the loss weights.
         """
         assert isinstance(self.aggregation, JacobianAggregation)
-        weighted_step = _weighted(step, loss_weights)
-        found = self.aggregation.direct(jacobian.scaled(loss_weights), weighted_step)
+        if self.loss_weighting is not None:
+            jacobian = jacobian.scaled(loss_weights)
+        found = self.aggregation.direct(jacobian, _weighted(step, loss_weights))
         factor = self.aggregation.factor(step)
-        weights = None if found.weights is None else factor * found.weights * loss_weights.to(found.weights)
+        if factor == 1.0:
+            return found
+        weights = None if found.weights is None else factor * found.weights
         return Direction([block * factor for block in found.blocks], weights)
 
     def head_weights(self, weights: Tensor | None, step: Step, loss_weights: Tensor) -> Tensor:
@@ -144,10 +147,15 @@ class Composition(nn.Module):
         for strategy in self.strategies:
             strategy.end_epoch()
 
-    def update(self, step: Step) -> None:
-        """Let every strategy learn from a step whose weights have been applied."""
-        for strategy in self.strategies:
-            strategy.update(step)
+    def update(self, step: Step, loss_weights: Tensor | None = None) -> None:
+        """Let every strategy learn from a step whose weights have been applied.
+
+        The aggregation learns from the losses that it was shown, those under the loss weights, if there are any.
+        """
+        if self.loss_weighting is not None:
+            self.loss_weighting.update(step)
+        if self.aggregation is not None:
+            self.aggregation.update(step if loss_weights is None else _weighted(step, loss_weights))
 
 
 def _weighted(step: Step, loss_weights: Tensor) -> Step:

@@ -96,7 +96,10 @@ def simplex_share(weights: Tensor | None, step: Step) -> Tensor:
             f"the weights of {len(weights)} tasks are remembered, but this step has {len(step.tasks)}: start with "
             "a new strategy."
         )
-    share = weights.to("cpu", torch.float64)[active]
+    share = weights.to("cpu", torch.float64)
+    if len(active) == len(weights):
+        return share
+    share = share[active]
     total = share.sum()
     return share / total if total > 0 else torch.full_like(share, 1.0 / len(active))
 

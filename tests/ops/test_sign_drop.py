@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,6 +17,7 @@ def masked(block: Tensor, uniform: Tensor, leak: Tensor) -> Tensor:
     return ((leak[:, None] + (1 - leak[:, None]) * keep) * block).sum(0)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), tasks=st.integers(1, 6), columns=st.integers(0, 40), leaks=st.booleans())
 def test_it_is_the_masked_sum(seed: int, tasks: int, columns: int, leaks: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -65,3 +66,16 @@ def test_coordinates_and_calls_are_drawn_independently() -> None:
     assert abs(first.mean()) < 5 / len(first) ** 0.5
     again = torch.Generator().manual_seed(0)
     assert torch.equal(first, random_sign_drop(block, again))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(4, 100_000, generator=generator)
+    thresholds = 2 * torch.rand(100_000, generator=generator) - 1
+    found = sign_drop(block.cuda(), thresholds.cuda()).cpu()
+    different = (found - sign_drop(block, thresholds)).abs() > 1e-4
+    assert different.double().mean() < 1e-4  # a rounded sum may turn a sign that hangs by a thread
+    drawn = random_sign_drop(block.cuda().abs(), torch.Generator("cuda").manual_seed(0))
+    torch.testing.assert_close(drawn.cpu(), block.abs().sum(0))

@@ -36,10 +36,11 @@ def direction(strategy: Composition, jacobian: Tensor, losses: Tensor, tasks: tu
         found = strategy.aggregation_direction(as_jacobian(jacobian), step, loss_weights)
         moved = torch.cat(found.blocks).double()
         if found.weights is not None:
-            torch.testing.assert_close(moved, found.weights.double() @ rows, rtol=1e-4, atol=1e-6)
+            weights = found.weights.double() * loss_weights.double()
+            torch.testing.assert_close(moved, weights @ rows, rtol=1e-4, atol=1e-6)
     else:
         moved = (loss_weights.double() * strategy.aggregation_weights(rows @ rows.T, step, loss_weights)) @ rows
-    strategy.update(step)
+    strategy.update(step, loss_weights)
     if strategy.looks_again:
         strategy.look_again(replace(step, losses=0.9 * losses))
     return moved

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtobal.errors import UsageError
 from mtobal.ops import Jacobian
+from mtobal.ops.columns import column_slices
 from mtobal.strategies.base import Direction, JacobianAggregation, Step
 from mtobal.strategies.card import Card
 from mtobal.strategies.memory import RowMemory
@@ -30,8 +31,13 @@ def excess_risks(gradients: Tensor, squares: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (K,)
+        float64.
     """
-    return (gradients.square() / (squares + EPSILON).sqrt()).sum(1)
+    risks = gradients.new_zeros(len(gradients), dtype=torch.float64)
+    for columns in column_slices(gradients):
+        part = gradients[:, columns]
+        risks += (squares[:, columns] + EPSILON).rsqrt_().mul_(part).mul_(part).sum(1)
+    return risks
 
 
 def excess_log_weights(log_weights: Tensor, ratios: Tensor, step_size: float) -> Tensor:
@@ -107,7 +113,7 @@ class ExcessMTL(JacobianAggregation):
         squares = self.squares.update(jacobian, step, lambda rows, gradients: rows.addcmul_(gradients, gradients))
         risks = torch.stack(
             [
-                excess_risks(gradients, rows).to(jacobian.blocks[0].device, torch.float64)
+                excess_risks(gradients, rows).to(jacobian.blocks[0].device)
                 for gradients, rows in zip(jacobian.blocks, squares, strict=True)
             ]
         )

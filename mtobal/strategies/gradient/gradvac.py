@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtobal.errors import UsageError
 from mtobal.ops import Jacobian
+from mtobal.solvers.nonnegative import unit_rows
 from mtobal.strategies.base import Direction, JacobianAggregation, Step
 from mtobal.strategies.card import Card, Reads
 from mtobal.strategies.registry import register
@@ -20,6 +21,7 @@ Granularity = Literal["whole", "layer", "matrix"]
 _HIGHEST_TARGET = 1 - 1e-6
 # What is left of a gradient that loses all but this share of its length is rounding.
 _CANCELLED = 1e-7
+_NO_TARGET = -2.0  # below every cosine
 
 
 def gradvac_weights(gramian: Tensor, targets: Tensor, orders: Tensor, beta: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -64,30 +66,36 @@ def gradvac_weights(gramian: Tensor, targets: Tensor, orders: Tensor, beta: floa
     >>> weights, targets[0, 1]
     (tensor([2.0000, 1.2500], dtype=torch.float64), tensor(-0.2500, dtype=torch.float64))
     """
-    rows = gramian.numpy()
-    norms = np.sqrt(rows.diagonal())
-    lengths = norms.copy()  # of the current gradient of each task
-    coefficients = np.eye(len(rows))
-    tasks = np.arange(len(rows))
-    found = targets.numpy().copy()
-    for visited in orders.numpy().T:
-        angled = (lengths > 0) & (norms[visited] > 0)
-        products = np.einsum("ij,ij->i", coefficients, rows[visited])
-        pairs = np.where(angled, lengths * norms[visited], 1.0)
-        cosines = np.clip(products / pairs, -1.0, 1.0)
-        wanted = np.minimum(found[tasks, visited], _HIGHEST_TARGET)
-        corrected = angled & (cosines < wanted)
-        sines = np.sqrt((1 - cosines) * (1 + cosines))
-        wanted_sines = np.where(corrected, np.sqrt((1 - wanted) * (1 + wanted)), 1.0)
-        shares = (wanted * sines - cosines * wanted_sines) / wanted_sines
-        shares *= np.where(corrected, lengths, 0.0) / np.where(corrected, norms[visited], 1.0)
-        coefficients[tasks, visited] += shares
-        # A correction leaves the part of g across g_j as it is.
-        left = np.where(sines > _CANCELLED * wanted_sines, sines / wanted_sines, 0.0)
-        lengths = np.where(corrected, lengths * left, lengths)
-        moved = (1 - beta) * found[tasks, visited] + beta * cosines
-        found[tasks, visited] = np.where(angled, moved, found[tasks, visited])
-    return torch.from_numpy(coefficients.sum(0)), torch.from_numpy(found)
+    cosines, norms = unit_rows(gramian.numpy())
+    tasks, visits = np.arange(len(norms)), orders.numpy()
+    old = targets.numpy()[tasks[:, None], visits]
+    zero = norms == 0
+    angled = ~(zero[:, None] | zero[visits])
+    wanted = np.where(angled, np.minimum(old, _HIGHEST_TARGET), _NO_TARGET)
+    wanted_sines = np.sqrt(np.maximum(1 - wanted * wanted, 0.0))
+    met = np.empty_like(old)
+    coefficients = np.diag(norms)  # of the current gradients, in the unit rows
+    lengths = np.where(zero, 1.0, norms)  # of the current gradients
+    for number, visited in enumerate(visits.T):
+        found = np.einsum("ij,ij->i", coefficients, cosines[visited]) / lengths
+        met[:, number] = np.maximum(found, -1.0, out=found)
+        rows = np.flatnonzero(found < wanted[:, number])
+        if not len(rows):
+            continue
+        cosine, sines = found[rows], wanted_sines[rows, number]
+        # The part of g across g_j stays as it is, and with it the length of g.
+        left = np.sqrt(np.maximum((1 - cosine) * (1 + cosine), 0.0)) / sines
+        coefficients[rows, visited[rows]] += lengths[rows] * (wanted[rows, number] * left - cosine)
+        lengths[rows] *= left
+        cancelled = rows[left <= _CANCELLED]
+        if len(cancelled):
+            lengths[cancelled] = 1.0
+            wanted[cancelled, number + 1 :] = _NO_TARGET
+            angled[cancelled, number + 1 :] = False
+    weights = np.divide(coefficients.sum(0), norms, out=np.ones_like(norms), where=~zero)
+    moved = targets.numpy().copy()
+    moved[tasks[:, None], visits] = np.where(angled, (1 - beta) * old + beta * np.minimum(met, 1.0), old)
+    return torch.from_numpy(weights), torch.from_numpy(moved)
 
 
 @register("gradvac")
@@ -166,18 +174,25 @@ class GradVac(JacobianAggregation):
 
     def _solve(self, gramians: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
         """Return the weights of each group; all groups share the orders of the step."""
-        num_tasks = len(step.active)
-        draws = torch.rand(num_tasks, num_tasks, generator=self.generator)
-        orders = draws.fill_diagonal_(2.0).argsort(dim=1)[:, :-1]  # each task sorts behind all others of its row
-        active = torch.tensor(step.active)
+        orders = self._draw_orders(len(step.active))
+        active = list(step.active)
         found: dict[str, Tensor] = {}
         self._next = {}
         for group, gramian in gramians.items():
             targets = self._targets(group, step)
-            pairs = (active[:, None], active)
-            found[group], moved = gradvac_weights(gramian, targets[pairs], orders, self.beta)
-            self._next[group] = targets.index_put(pairs, moved)
+            if len(active) == len(targets):
+                found[group], self._next[group] = gradvac_weights(gramian, targets, orders, self.beta)
+            else:
+                pairs = (torch.tensor(active)[:, None], torch.tensor(active))
+                found[group], moved = gradvac_weights(gramian, targets[pairs], orders, self.beta)
+                self._next[group] = targets.index_put(pairs, moved)
         return found
+
+    def _draw_orders(self, num_tasks: int) -> Tensor:
+        """Draw one permutation of the other tasks for each task."""
+        draws = torch.rand(num_tasks, num_tasks, generator=self.generator).numpy()
+        np.fill_diagonal(draws, 2.0)  # sorts each task behind all the others of its row
+        return torch.from_numpy(draws.argsort(axis=1)[:, :-1])
 
     def _targets(self, group: str, step: Step) -> Tensor:
         size = len(step.tasks)

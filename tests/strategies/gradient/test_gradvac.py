@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -33,6 +33,7 @@ def random_orders(tasks: int, seed: int) -> Tensor:
     return torch.stack([torch.tensor(row)[torch.randperm(tasks - 1, generator=generator)] for row in others])
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), target=st.floats(-0.99, 0.99))
 def test_a_corrected_gradient_meets_its_target(seed: int, target: float) -> None:
     rows = random_rows(2, 5, seed)
@@ -47,6 +48,7 @@ def test_a_corrected_gradient_meets_its_target(seed: int, target: float) -> None
             assert torch.equal(weights, torch.ones(2, dtype=torch.float64))
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), tasks=st.integers(2, 8))
 def test_targets_of_zero_are_pcgrad(seed: int, tasks: int) -> None:
     rows = random_rows(tasks, 6, seed)
