@@ -89,8 +89,8 @@ def nonnegative_minimum(hessian: Array, linear: Array) -> Array:
            [1., 1.]])
     """
     definite = _is_definite(hessian)
-    if definite and linear.ndim == 1:
-        solution = _block_pivoting(hessian, linear)
+    if linear.ndim == 1 and (definite or len(hessian) <= 2 * _SMALL):  # where the walk is short
+        solution = _block_pivoting(hessian, linear) if definite else None
         return _walk(hessian, linear) if solution is None else solution
     rows = linear.reshape(-1, len(hessian))
     if definite:
@@ -150,12 +150,15 @@ def _descend(hessian: Array, linear: Array, steps: int) -> Array:
 
 def _pivot_rows(hessian: Array, linear: Array, inside: Mask) -> tuple[Array, Index]:
     """Do the same for all rows of `linear` at once, from given supports; return solutions and open rows."""
-    solutions = np.empty_like(linear)
+    solutions = np.zeros_like(linear)
     pending = np.arange(len(linear))
     tolerance = 10 * len(hessian) * _EPSILON
     squares = np.einsum("ij,ij->i", linear, linear)
     for _ in range(_ROUNDS):
-        x = _minima_on_supports(hessian, linear, inside)
+        try:
+            x = _minima_on_supports(hessian, linear, inside)
+        except np.linalg.LinAlgError:  # as in `_block_pivoting`
+            break
         solutions[pending] = x
         noise = tolerance * np.sqrt(squares + np.einsum("ij,ij->i", x, x))
         wrong = x + (x @ hessian - linear) < -noise[:, None]
@@ -253,7 +256,7 @@ def _is_dependent(hessian: Array, support: Mask, entering: int) -> bool:
     """Whether the row of a variable is a combination of those of the support, to rounding."""
     index = support.nonzero()[0]
     column = hessian[index, entering]
-    remainder = hessian[entering, entering] - column @ np.linalg.solve(hessian[index][:, index], column)
+    remainder = hessian[entering, entering] - column @ _solve(hessian[index][:, index], column)
     return bool(remainder <= 10 * _EPSILON)
 
 
@@ -262,7 +265,7 @@ def _minimum_on_support(hessian: Array, linear: Array, x: Array, support: Mask) 
     while support.any():
         index = support.nonzero()[0]
         target = np.zeros_like(x)
-        target[index] = np.linalg.solve(hessian[index][:, index], linear[index])
+        target[index] = _solve(hessian[index][:, index], linear[index])
         leaving = index[target[index] <= 0]
         if not len(leaving):
             return target
@@ -274,3 +277,11 @@ def _minimum_on_support(hessian: Array, linear: Array, x: Array, support: Mask) 
         x[gone] = 0.0
         support[gone] = False
     return np.zeros_like(x)
+
+
+def _solve(matrix: Array, right: Array) -> Array:
+    """Solve a system whose rows may be dependent to the last digit."""
+    try:
+        return np.asarray(np.linalg.solve(matrix, right), dtype=np.float64)
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0], dtype=np.float64)
