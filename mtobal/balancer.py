@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,18 +14,21 @@ from mtobal.errors import UsageError
 from mtobal.gradients import (
     Backward,
     Partition,
+    RepresentationGradients,
     RNGState,
+    Scheme,
     Shared,
+    TaskGradients,
     attach_backward,
     cut_at,
     declared_shared,
     find_partition,
     replayed,
     rng_state,
-    task_gradients,
+    run_decoders,
 )
-from mtobal.ops import Jacobian, combine, gramian
 from mtobal.strategies import Composition, Spec, Step, build
+from mtobal.strategies.spec import parse
 
 Losses = Mapping[str, Tensor | None]
 Closure = Callable[[], Losses | tuple[Losses, Tensor]]
@@ -50,6 +53,23 @@ class Balancer:
         Names of all tasks, in order. By default those of the first step.
     shared : module, dotted name, or iterable of modules, parameters or dotted names, optional
         The shared parameters. By default those that at least two losses reach.
+    gradients : str
+        How per-task gradients are taken; a strategy that weighs losses needs none. Exact, and equal to each other
+        up to rounding, are
+
+        - ``auto``, the default: ``ghost``, and ``loop`` for a strategy that reads the gradients themselves;
+        - ``loop``: one backward pass a task, all gradients written out;
+        - ``ghost``: one backward pass a task, without the gradients of those weights for which inner products and
+          weighted sum are cheaper to have from the inputs and cotangents of the layer;
+        - ``batched``, or ``batched(memory=1e9)``: one backward pass for all tasks at once, by `torch.vmap`, or in
+          turns where their cotangents would take more than so many bytes.
+
+        Approximations are
+
+        - ``representation``, unless the strategy asks for it: inner products of the gradients with respect to the
+          shared representation, and one backward pass through the encoder;
+        - ``every(n=10)``, alone or as in ``loop+every(n=10)``: the strategy solves for its weights at every tenth
+          step, and keeps them in between, where one backward pass is enough.
 
     Attributes
     ----------
@@ -78,6 +98,7 @@ class Balancer:
         *,
         tasks: Iterable[str] | None = None,
         shared: Shared | None = None,
+        gradients: str = "auto",
     ) -> None:
         if model is not None and not isinstance(model, nn.Module):
             raise UsageError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
@@ -88,9 +109,12 @@ class Balancer:
         self.tasks: tuple[str, ...] | None = None if tasks is None else tuple(tasks)
         self.partition: Partition | None = None
         self._shared = None if shared is None or model is None else declared_shared(model, shared)
+        aggregation = self.strategy.aggregation
+        self.gradients = Scheme(parse(gradients), "losses" if aggregation is None else aggregation.reads)
         self._trainable: tuple[int, ...] = ()
         self._walked: frozenset[str] = frozenset()  # tasks whose graph has been searched for parameters
         self._applied: tuple[Step, Tensor | None, Tensor] | None = None
+        self._solution: _Solution | None = None  # kept where one serves several steps
 
     def __repr__(self) -> str:
         return f"Balancer({self.strategy.spec!r}, tasks={self.tasks})"
@@ -135,19 +159,10 @@ class Balancer:
             weights = self.strategy.loss_weights(step)
             value = (weights * values).sum()
             parameters = tuple(self.partition.parameters.values())
-            inputs: tuple[Tensor, ...]
             if self.strategy.aggregation is None:
                 inputs = tuple(present.values())
-                backward = self._weigh(step, weights, [loss.detach() for loss in inputs])
-            elif self.strategy.aggregation.reads == "representation":
-                step.require_representation(self.strategy.spec)
-                assert representation is not None
-                inputs = parameters
-                backward = self._aggregate_representation(step, present, weights, representation)
-            else:
-                inputs = parameters
-                backward = self._aggregate(step, list(present.values()), weights)
-            return attach_backward(value, backward, inputs)
+                return attach_backward(value, self._weigh(step, weights, inputs), inputs)
+            return attach_backward(value, self._aggregate(step, weights, present, representation), parameters)
 
     def step(self, closure: Closure, optimizer: torch.optim.Optimizer) -> Tensor:
         """Take a whole training step.
@@ -230,6 +245,7 @@ class Balancer:
             "spec": self.strategy.spec,
             "tasks": None if self.tasks is None else list(self.tasks),
             "strategy": dict(self.strategy.state_dict()),
+            "solution": None if self._solution is None else asdict(self._solution),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -244,6 +260,7 @@ class Balancer:
                 raise UsageError(f"the saved state belongs to tasks {saved}, not to {self.tasks}.")
             self.tasks = saved
         self.strategy.load_state_dict(state["strategy"])
+        self._solution = None if state["solution"] is None else _Solution(**state["solution"])
 
     # ------------------------------------------------------------------ inside
 
@@ -279,8 +296,7 @@ class Balancer:
             present[task] = loss
         if not present:
             raise UsageError("no task has a loss in this batch: skip its step.")
-        finite = torch.stack([loss.detach().reshape(()).isfinite().cpu() for loss in present.values()])
-        if not finite.all():
+        if not _stack(present).isfinite().all():
             bad = [f"{task!r} ({loss.item()})" for task, loss in present.items() if not loss.isfinite().all()]
             raise UsageError(f"the loss of task {', '.join(bad)} is not finite.")
         return present
@@ -303,88 +319,95 @@ class Balancer:
                 f"is reached by two of the losses {', '.join(present)}."
             )
 
-    def _weigh(self, step: Step, weights: Tensor, losses: list[Tensor]) -> Backward:
+    def _weigh(self, step: Step, weights: Tensor, losses: Iterable[Tensor]) -> Backward:
         """Return the backward of a plain weighted sum; its inputs are the losses."""
+        detached = [loss.detach() for loss in losses]
 
         def backward(cotangent: Tensor) -> list[Tensor | None]:
             self.strategy.update(step)
+            scaled = (cotangent * weights).unbind()
             return [
-                (cotangent * weight).to(loss.device, loss.dtype).reshape(loss.shape)
-                for weight, loss in zip(weights, losses, strict=True)
+                weight.to(loss.device, loss.dtype).reshape(loss.shape)
+                for weight, loss in zip(scaled, detached, strict=True)
             ]
 
         self._applied = (step, weights, weights)
         return backward
 
-    def _aggregate(self, step: Step, losses: list[Tensor], loss_weights: Tensor) -> Backward:
+    def _aggregate(
+        self, step: Step, loss_weights: Tensor, losses: Mapping[str, Tensor], representation: Tensor | None
+    ) -> Backward:
         """Return the backward that aggregates per-task gradients; its inputs are the parameters."""
         partition, aggregation = self.partition, self.strategy.aggregation
         assert partition is not None
         assert aggregation is not None
+        values = list(losses.values())
+        graph: list[Tensor] = []  # emptied, as the values are, when the gradients have been taken
+        if self.gradients.reads_representation:
+            step.require_representation(self.strategy.spec)
+            assert representation is not None
+            graph.append(representation)
+            cut = cut_at(representation, losses, partition.parameters)
 
         def backward(cotangent: Tensor) -> list[Tensor | None]:
-            with _full_precision(losses):
-                rows = task_gradients(losses, list(partition.parameters.values()), cotangent)
-                losses.clear()  # and with them their graphs
-                shared = self._widen(partition, rows, step).shared_mask
-                shared_rows = [[g for g, s in zip(row, shared, strict=True) if s] for row in rows]
-                # The cotangent holds loss scale and accumulation: the strategy sees gradients without it.
-                scale = float(cotangent) or 1.0
+            with _full_precision(values):
+                if graph:
+                    pulled = RepresentationGradients(values, graph, partition, cut, cotangent)
+                    return self._combine(pulled, step, loss_weights)
+                if self._solution is not None and self._solution.serves(step, self.gradients.every):
+                    decoded = run_decoders(values, step.active, partition, cotangent)
+                    return decoded.combine(*self._repeat(self._solution, step, loss_weights))
+                gradients = self.gradients.take(values, step.active, partition, cotangent)
+                if self.partition is partition:
+                    self.partition = gradients.partition
                 if aggregation.reads == "jacobian":
-                    balanced, heads = self._direct(shared_rows, partition, step, loss_weights, scale)
-                else:
-                    weights, heads = self._solve(gramian(shared_rows) / scale**2, step, loss_weights)
-                    balanced = iter(combine(shared_rows, weights))
-                return [
-                    next(balanced) if is_shared else _own_gradient([row[index] for row in rows], heads)
-                    for index, is_shared in enumerate(shared)
-                ]
+                    return self._direct(gradients, step, loss_weights)
+                return self._combine(gradients, step, loss_weights)
 
         return backward
 
-    def _solve(self, gram: Tensor, step: Step, loss_weights: Tensor) -> tuple[list[float], list[float]]:
-        """Return the weights on shared and on task-own gradients, and let the strategies learn."""
-        if not gram.isfinite().all():
-            return self._overflow(gram.diag().isfinite(), step)
-        solved = self.strategy.aggregation_weights(gram, step, loss_weights)
+    def _combine(
+        self, gradients: TaskGradients | RepresentationGradients, step: Step, loss_weights: Tensor
+    ) -> list[Tensor | None]:
+        """Weigh the gradients by what the strategy makes of their Gramian."""
+        gramian = gradients.gramian()
+        if not gramian.isfinite().all():
+            return gradients.combine(*self._overflow(gramian.diag().isfinite(), step))
+        solved = self.strategy.aggregation_weights(gramian, step, loss_weights)
         heads = self.strategy.head_weights(solved, step, loss_weights)
-        return self._learn(step, loss_weights, solved * loss_weights.to(solved), heads)
+        scales = loss_weights.to(solved)
+        weights = solved * scales
+        self._learn(step, loss_weights, weights, heads)
+        if self.gradients.every > 1:
+            self._solution = _Solution(list(step.active), solved, torch.where(scales != 0, heads / scales, 1.0))
+        return gradients.combine(weights.tolist(), heads.tolist())
 
-    def _direct(
-        self,
-        rows: list[list[Tensor | None]],
-        partition: Partition,
-        step: Step,
-        loss_weights: Tensor,
-        scale: float,
-    ) -> tuple[Iterator[Tensor | None], list[float]]:
-        """Return the direction of a strategy that reads the Jacobian, and the weights of the heads."""
-        reached = [any(row[index] is not None for row in rows) for index in range(len(rows[0]))]
-        names = [name for name, found in zip(partition.shared, reached, strict=True) if found]
-        shapes = [
-            next((g.shape for g in gradients if g is not None), None) for gradients in zip(*rows, strict=True)
-        ]
-        present = [[g for g, found in zip(row, reached, strict=True) if found] for row in rows]
-        jacobian = Jacobian.from_rows(present, names, scale)
+    def _repeat(self, solution: _Solution, step: Step, loss_weights: Tensor) -> tuple[list[float], list[float]]:
+        """Return weights on shared and on task-own gradients from an earlier solution and new loss weights."""
+        scales = loss_weights.to(solution.weights)
+        weights, heads = scales * solution.weights, scales * solution.heads
+        solution.age += 1
+        self._applied = (step, weights, heads)
+        if self.strategy.loss_weighting is not None:
+            self.strategy.loss_weighting.update(step)
+        return weights.tolist(), heads.tolist()
+
+    def _direct(self, gradients: TaskGradients, step: Step, loss_weights: Tensor) -> list[Tensor | None]:
+        """Replace the gradients by what a strategy makes of their Jacobian."""
+        jacobian = gradients.jacobian()
         finite = torch.stack([torch.stack([b.isfinite().all() for b in row.unbind()]) for row in jacobian.blocks])
         if not finite.all():
-            ones, heads = self._overflow(finite.all(0), step)
-            return iter(combine(rows, ones)), heads
+            return gradients.combine(*self._overflow(finite.all(0), step))
         found = self.strategy.aggregation_direction(jacobian, step, loss_weights)
-        head_weights = self.strategy.head_weights(found.weights, step, loss_weights)
+        heads = self.strategy.head_weights(found.weights, step, loss_weights)
         weights = None if found.weights is None else found.weights * loss_weights.to(found.weights)
-        _, heads = self._learn(step, loss_weights, weights, head_weights)
-        blocks = iter(found.blocks)
-        balanced = [None if shape is None else (next(blocks) * scale).reshape(shape) for shape in shapes]
-        return iter(balanced), heads
+        self._learn(step, loss_weights, weights, heads)
+        return gradients.insert(found.blocks, heads.tolist())
 
-    def _learn(
-        self, step: Step, loss_weights: Tensor, weights: Tensor | None, heads: Tensor
-    ) -> tuple[list[float], list[float]]:
+    def _learn(self, step: Step, loss_weights: Tensor, weights: Tensor | None, heads: Tensor) -> None:
         """Take note of the weights that are applied, and let the strategies learn from the step."""
         self._applied = (step, weights, heads)
         self.strategy.update(step, loss_weights)
-        return [] if weights is None else weights.tolist(), heads.tolist()
 
     def _overflow(self, finite: Tensor, step: Step) -> tuple[list[float], list[float]]:
         """Answer gradients that are not finite with weights of one, and learn nothing.
@@ -402,54 +425,29 @@ class Balancer:
         self._applied = (step, ones, ones)
         return ones.tolist(), ones.tolist()
 
-    def _aggregate_representation(
-        self, step: Step, losses: dict[str, Tensor], loss_weights: Tensor, representation: Tensor
-    ) -> Backward:
-        """Return the backward that aggregates gradients of the representation; its inputs are the parameters.
 
-        Each loss is differentiated down to the representation alone, and the encoder once, from there.
-        """
-        assert self.partition is not None
-        parameters = list(self.partition.parameters.values())
-        cut = cut_at(representation, losses, self.partition.parameters)
-        graph = [representation]
+@dataclass
+class _Solution:
+    """Weights that an aggregation gave, without those of the losses.
 
-        def backward(cotangent: Tensor) -> list[Tensor | None]:
-            values = list(losses.values())
-            losses.clear()
-            with _full_precision(values):
-                scale = float(cotangent) or 1.0
-                inputs = [*graph, *(parameters[place] for place in cut.heads)]
-                # The graph of the encoder must outlive the passes through the decoders.
-                rows = task_gradients(values, inputs, cotangent, retain_graph=True)
-                values.clear()
-                pulled = [row[:1] for row in rows]
-                weights, heads = self._solve(gramian(pulled) / scale**2, step, loss_weights)
-                gradients: list[Tensor | None] = [None] * len(parameters)
-                for place, gradient in zip(cut.heads, combine([row[1:] for row in rows], heads), strict=True):
-                    gradients[place] = gradient
-                combined = combine(pulled, weights)[0]
-                if combined is not None:
-                    encoder = task_gradients(graph, [parameters[place] for place in cut.encoder], combined)[0]
-                    for place, gradient in zip(cut.encoder, encoder, strict=True):
-                        gradients[place] = gradient
-                graph.clear()
-                return gradients
+    Attributes
+    ----------
+    active : list of int
+        The tasks that took part.
+    weights, heads : Tensor
+        On their shared and on their task-own gradients.
+    age : int
+        The number of steps that used it.
+    """
 
-        return backward
+    active: list[int]
+    weights: Tensor
+    heads: Tensor
+    age: int = 1
 
-    def _widen(self, partition: Partition, rows: list[list[Tensor | None]], step: Step) -> Partition:
-        """Take note of parameters that a task reaches for the first time."""
-        reach = tuple(
-            frozenset(task for task, gradient in zip(step.active, gradients, strict=True) if gradient is not None)
-            for gradients in zip(*rows, strict=True)
-        )
-        if all(new <= old for new, old in zip(reach, partition.reach, strict=True)):
-            return partition
-        wider = partition.extended(reach)
-        if self.partition is partition:
-            self.partition = wider
-        return wider
+    def serves(self, step: Step, every: int) -> bool:
+        """Return whether a step may use it too."""
+        return self.age < every and self.active == list(step.active)
 
 
 def _outcome(result: Losses | tuple[Losses, Tensor]) -> tuple[Losses, Tensor | None]:
@@ -463,14 +461,6 @@ def _check_one_process() -> None:
             raise UsageError(
                 f"Balancer balances one process so far, and there are {processes}: their weights would differ."
             )
-
-
-def _own_gradient(gradients: list[Tensor | None], weights: list[float]) -> Tensor | None:
-    """Weigh the gradient of a task-own parameter, which at most one task reaches."""
-    for gradient, weight in zip(gradients, weights, strict=True):
-        if gradient is not None:
-            return gradient if weight == 1.0 else gradient * weight
-    return None
 
 
 def _stack(losses: Mapping[str, Tensor]) -> Tensor:

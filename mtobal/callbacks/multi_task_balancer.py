@@ -31,6 +31,8 @@ class MultiTaskBalancer(pl.Callback):
     shared : str or list of str, optional
         Dotted names of modules or parameters of the LightningModule that hold the shared parameters. By default
         those that at least two losses reach.
+    gradients : str
+        How per-task gradients are taken, as in `mtobal.Balancer`.
     log : bool
         Whether ``mtl/weight/<task>`` and ``mtl/loss/<task>`` go to the logger, every ``log_every_n_steps``.
 
@@ -46,9 +48,17 @@ class MultiTaskBalancer(pl.Callback):
     >>> trainer = pl.Trainer(callbacks=[MultiTaskBalancer("uw+pcgrad")], logger=False, barebones=True)
     """
 
-    def __init__(self, strategy: Spec, *, shared: str | Sequence[str] | None = None, log: bool = True) -> None:
+    def __init__(
+        self,
+        strategy: Spec,
+        *,
+        shared: str | Sequence[str] | None = None,
+        gradients: str = "auto",
+        log: bool = True,
+    ) -> None:
         self.strategy: Composition = build(strategy)
         self.shared = shared
+        self.gradients = gradients
         self._logs = log  # Lightning gives callbacks a method named log
         self.balancer: Balancer | None = None
         self._saved: Mapping[str, Any] | None = None
@@ -69,7 +79,7 @@ class MultiTaskBalancer(pl.Callback):
                 "use devices=1."
             )
         if self.balancer is None or self.balancer.model is not pl_module:
-            self.balancer = Balancer(self.strategy, pl_module, shared=self.shared)
+            self.balancer = Balancer(self.strategy, pl_module, shared=self.shared, gradients=self.gradients)
             if self._saved is not None:
                 self.balancer.load_state_dict(self._saved)
                 self._saved = None

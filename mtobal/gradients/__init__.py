@@ -1,23 +1,34 @@
 """Which parameters are shared, and the engines that give per-task gradients."""
 
-from mtobal.gradients.loop import task_gradients
+from mtobal.gradients.batched import Batched
+from mtobal.gradients.decoders import run_decoders
+from mtobal.gradients.ghost import ghost
+from mtobal.gradients.loop import loop
 from mtobal.gradients.node import Backward, attach_backward
 from mtobal.gradients.partition import Partition, Shared, declared_shared, find_partition, reached_leaves
 from mtobal.gradients.replay import RNGState, replayed, rng_state
-from mtobal.gradients.representation import Cut, cut_at
+from mtobal.gradients.representation import Cut, RepresentationGradients, cut_at
+from mtobal.gradients.scheme import Scheme
+from mtobal.gradients.task_gradients import TaskGradients
 
 __all__ = [
     "Backward",
+    "Batched",
     "Cut",
     "Partition",
     "RNGState",
+    "RepresentationGradients",
+    "Scheme",
     "Shared",
+    "TaskGradients",
     "attach_backward",
     "cut_at",
     "declared_shared",
     "find_partition",
+    "ghost",
+    "loop",
     "reached_leaves",
     "replayed",
     "rng_state",
-    "task_gradients",
+    "run_decoders",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from mtobal.errors import UsageError
-from mtobal.gradients.partition import reached_leaves
+from mtobal.gradients.graph import differentiate
+from mtobal.gradients.partition import Partition, reached_leaves
+from mtobal.gradients.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,68 @@ def cut_at(representation: Tensor, losses: Mapping[str, Tensor], parameters: Map
                     "is all that the decoders read of the encoder."
                 )
     return Cut(tuple(encoder), tuple(place for place in range(len(parameters)) if place not in encoder))
+
+
+class RepresentationGradients:
+    """Gradients of K losses with respect to the representation and to the parameters above it.
+
+    Parameters
+    ----------
+    losses : list of K scalar tensors with graph
+        Emptied.
+    representation : list of one tensor
+        Emptied when the encoder has run backward.
+    partition : Partition
+    cut : Cut
+        What `cut_at` found.
+    cotangent : scalar tensor
+        Factor on every gradient.
+    """
+
+    def __init__(
+        self,
+        losses: list[Tensor],
+        representation: list[Tensor],
+        partition: Partition,
+        cut: Cut,
+        cotangent: Tensor,
+    ) -> None:
+        self.partition = partition
+        self.scale = float(cotangent) or 1.0
+        self._cut, self._representation = cut, representation
+        self._parameters = list(partition.parameters.values())
+        inputs = [*representation, *(self._parameters[place] for place in cut.heads)]
+        arrived: list[list[Tensor | None]] = []
+        self._heads = Rows(cut.heads, [])
+        for task, loss in enumerate(losses):
+            seed = cotangent.to(loss.device, loss.dtype).reshape(loss.shape)
+            # Decoders may have layers in common, whose graph the next pass needs.
+            row = differentiate([loss], [seed], inputs, retain_graph=task < len(losses) - 1)
+            arrived.append(row[:1])
+            self._heads.rows.append(row[1:])
+        losses.clear()
+        self._arrived = Rows((0,), arrived)
+
+    def gramian(self) -> Tensor:
+        """Return the inner products of the gradients of the representation, without the factor."""
+        return self._arrived.gramian() / self.scale**2
+
+    def combine(self, weights: Sequence[float], heads: Sequence[float]) -> list[Tensor | None]:
+        """Return the final gradient of every parameter, from one backward pass through the encoder.
+
+        Parameters
+        ----------
+        weights, heads : sequence of K floats
+            On the gradients of the encoder and of all other parameters.
+        """
+        gradients: list[Tensor | None] = [None] * len(self._parameters)
+        for place, gradient in zip(self._cut.heads, self._heads.combine(heads), strict=True):
+            gradients[place] = gradient
+        [combined] = self._arrived.combine(weights)
+        if combined is not None:
+            encoder = [self._parameters[place] for place in self._cut.encoder]
+            below = differentiate(self._representation, [combined], encoder, retain_graph=False)
+            for place, gradient in zip(self._cut.encoder, below, strict=True):
+                gradients[place] = gradient
+        self._representation.clear()
+        return gradients

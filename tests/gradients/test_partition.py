@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from mtobal import Balancer, UsageError
-from mtobal.gradients import find_partition, reached_leaves, task_gradients
-from networks import TASKS, SharedNet, batch, losses, rows_alone
+from mtobal.gradients import find_partition, reached_leaves
+from networks import TASKS, SharedNet, batch, losses
 
 
 def test_parameters_are_sorted_by_the_losses_that_reach_them() -> None:
@@ -78,16 +78,3 @@ def test_declared_shared_parameters() -> None:
     assert "heads.seg.weight" in wider.partition.shared
     with pytest.raises(UsageError, match=r"'encoder.2.weight' is reached by the losses of 'seg' and 'depth'"):
         Balancer("mgda", net, shared="encoder.0")(losses(net, data))
-
-
-def test_rows_equal_autograd_of_each_loss_alone() -> None:
-    net, data = SharedNet(), batch()
-    expected = rows_alone(net, data)
-    parameters = dict(net.named_parameters())
-    rows = task_gradients(list(losses(net, data).values()), list(parameters.values()), torch.tensor(1.0))
-    for task, row in zip(TASKS, rows, strict=True):
-        for name, gradient in zip(parameters, row, strict=True):
-            if expected[task][name] is None:
-                assert gradient is None
-            else:
-                torch.testing.assert_close(gradient, expected[task][name], rtol=1e-13, atol=0)

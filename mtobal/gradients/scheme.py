@@ -1,0 +1,120 @@
+"""From the text that a user writes to the way in which per-task gradients are taken."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mtobal.errors import UsageError, unknown_name
+from mtobal.gradients.batched import Batched
+from mtobal.gradients.ghost import ghost
+from mtobal.gradients.loop import loop
+from mtobal.gradients.partition import Partition
+from mtobal.gradients.rows import Rows
+from mtobal.gradients.task_gradients import TaskGradients
+from mtobal.options import resolve_options
+
+Engine = Callable[[list[Tensor], Sequence[int], Partition, Tensor], TaskGradients]
+
+# The first and the last need to know the strategy or the representation before they can say which engine.
+_MAKE: dict[str, Callable[..., Engine | None]] = {
+    "auto": lambda: None,
+    "loop": lambda: loop,
+    "ghost": lambda: ghost,
+    "batched": Batched,
+    "representation": lambda: None,
+}
+
+_log = logging.getLogger("mtobal")
+
+
+class Scheme:
+    """A way to take per-task gradients.
+
+    Parameters
+    ----------
+    parts : sequence of (str, mapping)
+        One name and its options, and perhaps ``("every", {"n": n})``.
+    reads : str
+        What the strategy reads.
+
+    Attributes
+    ----------
+    name : str
+        ``auto`` takes ``loop`` for a strategy that reads the gradients themselves, and ``ghost`` for all others.
+        ``ghost`` decides layer by layer, from sizes alone, and does what ``loop`` does where nothing is to be
+        gained. So the choice is the same in every run, whatever else the machine is doing.
+    every : int
+        How many steps the weights of one solution serve.
+    reads_representation : bool
+        Whether the gradients are those of the shared representation, which `take` does not know of.
+
+    Raises
+    ------
+    UsageError
+        Unknown name, unknown option, two names, or something that the strategy has no use for.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, Mapping[str, Any]]], reads: str) -> None:
+        names: dict[str, Mapping[str, Any]] = {}
+        self.every = 1
+        for name, options in parts:
+            if name == "every":
+                self.every = _every(**resolve_options("gradients='every'", _every, options))
+            elif name in _MAKE:
+                names[name] = options
+            else:
+                raise unknown_name("way to take gradients", name, (*_MAKE, "every"))
+        if len(names) > 1:
+            raise UsageError(f"gradients: {' and '.join(map(repr, names))} exclude each other; keep one of them.")
+        [(self.name, options)] = names.items() or [("auto", {})]
+        make = _MAKE[self.name]
+        self._engine = make(**resolve_options(f"gradients={self.name!r}", make, options))
+        self._reads = reads
+        self.reads_representation = "representation" in (reads, self.name)
+        if reads == "jacobian" and (self.reads_representation or self.every > 1):
+            raise UsageError(
+                "the strategy reads the gradients of the parameters at every step: choose auto, loop, ghost or "
+                "batched for gradients=, without every."
+            )
+        if self.reads_representation and self.every > 1:
+            raise UsageError(
+                "gradients of the representation cost no more than a step in between: leave every out."
+            )
+        self._announced = False
+
+    def take(
+        self, losses: list[Tensor], active: Sequence[int], partition: Partition, cotangent: Tensor
+    ) -> TaskGradients:
+        """Differentiate the losses; see `run_decoders` for the parameters."""
+        engine = self._engine or (loop if self._reads == "jacobian" else ghost)
+        gradients = engine(losses, active, partition, cotangent)
+        if self.name == "auto" and not self._announced:
+            self._announced = True
+            _log.info("gradients=auto: %s", _reason(gradients, self._reads))
+        return gradients
+
+
+def _every(*, n: int) -> int:
+    if n < 1:
+        raise UsageError(f"gradients='every': n must be at least 1, not {n}.")
+    return n
+
+
+def _reason(gradients: TaskGradients, reads: str) -> str:
+    """Say which engine runs, and why."""
+    if reads == "jacobian":
+        return "loop, because the strategy reads the gradients themselves"
+    sizes = [parameter.numel() for parameter in gradients.partition.parameters.values()]
+    rows = [place for piece in gradients.pieces if isinstance(piece, Rows) for place in piece.places]
+    kept = [place for piece in gradients.pieces if not isinstance(piece, Rows) for place in piece.places]
+    if not kept:
+        return f"loop, because inputs and cotangents are cheaper for none of {len(rows)} shared parameters"
+    share = sum(sizes[place] for place in kept) / sum(sizes[place] for place in kept + rows)
+    return (
+        f"ghost, because inputs and cotangents are cheaper than {gradients.num_tasks} gradients for {len(kept)} "
+        f"of {len(kept) + len(rows)} shared parameters, which hold {share:.0%} of the numbers"
+    )

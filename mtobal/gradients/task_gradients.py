@@ -1,0 +1,111 @@
+"""What every engine gives: the task gradients of one step, in whatever form it keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mtobal.gradients.partition import Partition
+from mtobal.ops import Jacobian
+
+
+class Piece(Protocol):
+    """Gradients of K tasks with respect to some shared parameters."""
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The parameters, by their place among all."""
+
+    def gramian(self) -> Tensor:
+        """Return the inner products of the tasks' gradients, of shape (K, K), float64 on the CPU."""
+
+    def combine(self, weights: Sequence[float]) -> list[Tensor | None]:
+        """Return the weighted sum, one tensor a parameter; a task with weight zero contributes nothing at all."""
+
+    def gradients(self, place: int) -> Sequence[Tensor | None]:
+        """Return the K gradients with respect to one of the parameters; None is zero."""
+
+
+@dataclass
+class TaskGradients:
+    """Gradients of the losses of K active tasks with respect to all parameters.
+
+    Attributes
+    ----------
+    partition : Partition
+        Which task reaches which parameter, this step included.
+    pieces : list of Piece
+        The shared parameters that an active task reaches, each in one piece.
+    own : mapping from int to (int, Tensor)
+        The task-own parameters, by their place: the active task that reaches it, and the gradient.
+    num_tasks : int
+        The number K of active tasks.
+    scale : float
+        A factor on all these gradients that is not the losses' own: loss scale, accumulation.
+    """
+
+    partition: Partition
+    pieces: list[Piece]
+    own: dict[int, tuple[int, Tensor]]
+    num_tasks: int
+    scale: float
+
+    def gramian(self) -> Tensor:
+        """Return ``G = J J^T`` over the shared parameters, without the factor; float64 on the CPU."""
+        total = torch.zeros(self.num_tasks, self.num_tasks, dtype=torch.float64)
+        for piece in self.pieces:
+            total += piece.gramian()
+        return total / self.scale**2
+
+    def jacobian(self) -> Jacobian:
+        """Return J over the shared parameters that an active task reaches, without the factor."""
+        names = list(self.partition.parameters)
+        blocks = [piece.gradients(place) for place, piece in self._by_place()]
+        rows = [list(row) for row in zip(*blocks, strict=True)]
+        return Jacobian.from_rows(rows, [names[place] for place, _ in self._by_place()], self.scale)
+
+    def combine(self, weights: Sequence[float], heads: Sequence[float]) -> list[Tensor | None]:
+        """Return the final gradient of every parameter; can be done once.
+
+        Parameters
+        ----------
+        weights, heads : sequence of K floats
+            On the gradients of shared and of task-own parameters.
+        """
+        gradients = self._final(heads)
+        while self.pieces:  # what a piece keeps is let go before the next sum is made
+            piece = self.pieces.pop()
+            for place, gradient in zip(piece.places, piece.combine(weights), strict=True):
+                gradients[place] = gradient
+        return gradients
+
+    def insert(self, direction: Sequence[Tensor], heads: Sequence[float]) -> list[Tensor | None]:
+        """Return the final gradient of every parameter, given that of the shared ones.
+
+        Parameters
+        ----------
+        direction : sequence of Tensor
+            One tensor a block of the Jacobian, without the factor.
+        heads : sequence of K floats
+            On the gradients of task-own parameters.
+        """
+        gradients = self._final(heads)
+        parameters = list(self.partition.parameters.values())
+        for (place, _), block in zip(self._by_place(), direction, strict=True):
+            gradients[place] = (block * self.scale).to(parameters[place].dtype).reshape(parameters[place].shape)
+        return gradients
+
+    def _by_place(self) -> list[tuple[int, Piece]]:
+        return sorted(
+            ((place, piece) for piece in self.pieces for place in piece.places), key=lambda pair: pair[0]
+        )
+
+    def _final(self, heads: Sequence[float]) -> list[Tensor | None]:
+        gradients: list[Tensor | None] = [None] * len(self.partition.parameters)
+        for place, (task, gradient) in self.own.items():
+            gradients[place] = gradient if heads[task] == 1.0 else gradient * heads[task]
+        return gradients
