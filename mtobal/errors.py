@@ -1,4 +1,4 @@
-"""The error that tells a user what to change."""
+"""The errors that tell a user what to change."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ class UsageError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class NotFiniteError(UsageError):
+    """Losses or gradients that are not finite, and training that cannot go on like this."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

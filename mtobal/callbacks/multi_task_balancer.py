@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from mtobal.balancer import Balancer, Losses
+from mtobal.balancer import Balancer, Losses, Policy
 from mtobal.errors import UsageError
-from mtobal.gradients import rng_state
+from mtobal.gradients import RNGState, rng_state
 from mtobal.strategies import Composition, Spec, build
+
+MOST_TASKS_IN_PAIRS = 10
+"""With more tasks, single pairs would flood a logger."""
 
 
 class MultiTaskBalancer(pl.Callback):
@@ -24,6 +28,10 @@ class MultiTaskBalancer(pl.Callback):
     by the balanced one and leaves everything else to Lightning. The strategy's state is part of the Lightning
     checkpoint, under this callback; the module's own ``state_dict`` is untouched.
 
+    With ``accumulate_grad_batches``, an aggregation sees the gradients of all batches of an optimizer's step
+    together; a loss weighting weighs each batch by its own losses, and learns from the mean losses of all. On
+    several devices, losses and per-task gradients are averaged over the ranks before a strategy sees them.
+
     Parameters
     ----------
     strategy : str, mapping or Strategy
@@ -33,8 +41,16 @@ class MultiTaskBalancer(pl.Callback):
         those that at least two losses reach.
     gradients : str
         How per-task gradients are taken, as in `mtobal.Balancer`.
+    nonfinite : {"skip", "drop_task", "raise"}
+        What happens when a loss or a task's gradient is not finite, as in `mtobal.Balancer`.
+    patience : int
+        After so many such steps in a row, training stops in any case.
     log : bool
-        Whether ``mtl/weight/<task>`` and ``mtl/loss/<task>`` go to the logger, every ``log_every_n_steps``.
+        Whether ``mtl/weight/<task>``, ``mtl/loss/<task>``, ``mtl/grad_norm/<task>``, ``mtl/cosine/<task>/<task>``
+        and ``mtl/conflict_rate`` go to the logger, every ``log_every_n_steps``, as far as the strategy knows them.
+        Cosines of single pairs are logged for up to ten tasks.
+    prog_bar : bool
+        Whether weights and losses go to the progress bar too.
 
     Attributes
     ----------
@@ -54,11 +70,17 @@ class MultiTaskBalancer(pl.Callback):
         *,
         shared: str | Sequence[str] | None = None,
         gradients: str = "auto",
+        nonfinite: Policy = "skip",
+        patience: int = 10,
         log: bool = True,
+        prog_bar: bool = False,
     ) -> None:
         self.strategy: Composition = build(strategy)
         self.shared = shared
         self.gradients = gradients
+        self.nonfinite: Policy = nonfinite
+        self.patience = patience
+        self.prog_bar = prog_bar
         self._logs = log  # Lightning gives callbacks a method named log
         self.balancer: Balancer | None = None
         self._saved: Mapping[str, Any] | None = None
@@ -73,18 +95,31 @@ class MultiTaskBalancer(pl.Callback):
                 "MultiTaskBalancer works with automatic optimization. In manual optimization make a "
                 "mtobal.Balancer yourself and call self.manual_backward(balancer(losses))."
             )
-        if trainer.world_size > 1:
-            raise UsageError(
-                f"MultiTaskBalancer balances one process so far, and this trainer has {trainer.world_size}: "
-                "use devices=1."
-            )
+        self._check_strategy(trainer)
         if self.balancer is None or self.balancer.model is not pl_module:
-            self.balancer = Balancer(self.strategy, pl_module, shared=self.shared, gradients=self.gradients)
+            self.balancer = Balancer(
+                self.strategy,
+                pl_module,
+                shared=self.shared,
+                gradients=self.gradients,
+                nonfinite=self.nonfinite,
+                patience=self.patience,
+            )
             if self._saved is not None:
                 self.balancer.load_state_dict(self._saved)
                 self._saved = None
-        self._step = _BalancedStep(pl_module.training_step, self.balancer)
+        self._step = _BalancedStep(pl_module.training_step, self.balancer, trainer.fit_loop._should_accumulate)
         pl_module.training_step = self._step  # type: ignore[method-assign]
+
+    def _check_strategy(self, trainer: pl.Trainer) -> None:
+        """Refuse what splits parameters over devices: per-task gradients of the whole are nowhere to be had."""
+        if self.strategy.aggregation is None or isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            return
+        raise UsageError(
+            f"{self.strategy.spec!r} needs per-task gradients of whole parameters, which "
+            f"{_kind(trainer.strategy)} does not keep: train with strategy='ddp', or choose a strategy that weighs "
+            "losses, such as 'uw'."
+        )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         _restore(pl_module)
@@ -96,27 +131,47 @@ class MultiTaskBalancer(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._global_step = trainer.global_step  # not zero in a resumed run
 
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self.balancer is None or not self.balancer.skipped:
+            return
+        # The reducer of several ranks has written zeros, by which momentum and decay would still move parameters.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._look_again(trainer, pl_module)
-        if not self._logs or self.balancer is None or not trainer._logger_connector.should_update_logs:
-            return
-        values = {f"mtl/weight/{task}": weight for task, weight in self.balancer.weights.items()}
-        values |= {f"mtl/loss/{task}": loss for task, loss in self.balancer.losses.items()}
-        pl_module.log_dict(values, batch_size=1)
+        if self._logs and self.balancer is not None and trainer._logger_connector.should_update_logs:
+            self._log(pl_module, self.balancer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.balancer is not None:
             self.balancer.end_epoch()
 
     def _look_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Repeat the training step after an optimizer step, for strategies that compare the losses."""
+        """Repeat the training steps of an optimizer step, for strategies that compare the losses."""
         stepped, self._global_step = trainer.global_step != self._global_step, trainer.global_step
         if not (stepped and self.balancer and self._step and self.balancer.strategy.looks_again):
             return
-        with trainer.precision_plugin.train_step_context(), _muted(pl_module):
-            self.balancer.look_again(self._step.repeat, self._step.rng)
+        looks, self._step.looks = self._step.looks, []
+        if not self.balancer.skipped:
+            with trainer.precision_plugin.train_step_context(), _muted(pl_module):
+                self.balancer.look_again(looks)
+
+    def _log(self, pl_module: pl.LightningModule, balancer: Balancer) -> None:
+        values = {f"mtl/weight/{task}": weight for task, weight in balancer.weights.items()}
+        values |= {f"mtl/loss/{task}": loss for task, loss in balancer.losses.items()}
+        pl_module.log_dict(values, batch_size=1, prog_bar=self.prog_bar)
+        known = {f"mtl/grad_norm/{task}": norm for task, norm in balancer.gradient_norms.items()}
+        if len(balancer.gradient_norms) <= MOST_TASKS_IN_PAIRS:
+            known |= {f"mtl/cosine/{a}/{b}": cosine for (a, b), cosine in balancer.cosines.items()}
+        if balancer.conflict_rate is not None:
+            known["mtl/conflict_rate"] = balancer.conflict_rate
+        pl_module.log_dict(known, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         if self.balancer is not None:
@@ -133,28 +188,43 @@ class MultiTaskBalancer(pl.Callback):
 
 
 class _BalancedStep:
-    """A training step whose loss is the balanced one."""
+    """A training step whose loss is the balanced one.
 
-    def __init__(self, training_step: Callable[..., Any], balancer: Balancer) -> None:
+    Attributes
+    ----------
+    looks : list of (callable, RNGState)
+        How to repeat the batches of the optimizer step at hand, if the strategy looks again.
+    """
+
+    def __init__(
+        self, training_step: Callable[..., Any], balancer: Balancer, accumulates: Callable[[], bool]
+    ) -> None:
         self.original = training_step
         self.balancer = balancer
+        self.looks: list[tuple[Callable[[], Losses], RNGState]] = []
+        self._accumulates = accumulates
+        self._begins = True
         # Lightning reads the signature to decide whether to pass batch_idx, and unwraps one level only.
         self.__wrapped__ = inspect.unwrap(training_step)
-        self.rng = rng_state()
-        self.repeat: Callable[[], Losses] = dict
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.balancer.strategy.looks_again:
-            self.rng = rng_state()
-            self.repeat = lambda: _losses(self.original(*args, **kwargs))["losses"]
+        if self._begins:
+            self.looks = []
+        accumulates = self._accumulates()
+        self._begins = not accumulates
+        rng = rng_state() if self.balancer.strategy.looks_again else None
         output = self.original(*args, **kwargs)
         if output is None:  # Lightning's way to skip a batch
-            return None
+            rest = None if accumulates else self.balancer.flush()
+            return rest if rest is None else {"loss": rest}
         output = dict(_losses(output))
         losses = output["losses"]
-        output["loss"] = self.balancer(losses, representation=output.pop("representation", None))
+        with self.balancer.accumulating() if accumulates else nullcontext():
+            output["loss"] = self.balancer(losses, representation=output.pop("representation", None))
         # Lightning keeps the other entries until the batch ends, and with them their graphs.
         output["losses"] = {task: None if loss is None else loss.detach() for task, loss in losses.items()}
+        if rng is not None and not self.balancer.skipped:
+            self.looks.append((lambda: _losses(self.original(*args, **kwargs))["losses"], rng))
         return output
 
 

@@ -1,22 +1,27 @@
 """Which parameters are shared, and the engines that give per-task gradients."""
 
+from mtobal.gradients.accumulated import Accumulated
 from mtobal.gradients.batched import Batched
-from mtobal.gradients.decoders import run_decoders
+from mtobal.gradients.decoders import Decoded, run_decoders
 from mtobal.gradients.ghost import ghost
 from mtobal.gradients.loop import loop
-from mtobal.gradients.node import Backward, attach_backward
+from mtobal.gradients.node import Backward, attach_backward, when_backward_ends
 from mtobal.gradients.partition import Partition, Shared, declared_shared, find_partition, reached_leaves
+from mtobal.gradients.ranks import Ranks
 from mtobal.gradients.replay import RNGState, replayed, rng_state
 from mtobal.gradients.representation import Cut, RepresentationGradients, cut_at
 from mtobal.gradients.scheme import Scheme
 from mtobal.gradients.task_gradients import TaskGradients
 
 __all__ = [
+    "Accumulated",
     "Backward",
     "Batched",
     "Cut",
+    "Decoded",
     "Partition",
     "RNGState",
+    "Ranks",
     "RepresentationGradients",
     "Scheme",
     "Shared",
@@ -31,4 +36,5 @@ __all__ = [
     "replayed",
     "rng_state",
     "run_decoders",
+    "when_backward_ends",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtobal.gradients.graph import Edge, Graph, differentiate, read_graph
 from mtobal.gradients.partition import Partition
-from mtobal.gradients.rows import Rows, combine
+from mtobal.gradients.rows import combine
 from mtobal.gradients.task_gradients import Piece, TaskGradients
 
 
@@ -110,20 +110,8 @@ class Decoded:
 
     def finish(self, pieces: Sequence[Piece] = ()) -> TaskGradients:
         """Sort the gradients by owner; `pieces` hold those that were not added as rows."""
-        kept = {place for piece in pieces for place in piece.places}
-        shared: list[int] = []
-        own: dict[int, tuple[int, Tensor]] = {}
-        for place, is_shared in enumerate(self.partition.shared_mask):
-            tasks = [task for task, row in enumerate(self.rows) if place in row]
-            if is_shared and tasks and place not in kept:
-                shared.append(place)
-            elif not is_shared and tasks:
-                [task] = tasks
-                own[place] = (task, self.rows[task][place])
-        rows = Rows(tuple(shared), [[row.get(place) for place in shared] for row in self.rows])
-        found = [*pieces, rows] if shared else list(pieces)
-        num_tasks, self.rows = len(self.rows), []
-        return TaskGradients(self.partition, found, own, num_tasks, self.scale)
+        rows, self.rows = self.rows, []
+        return TaskGradients.of_rows(self.partition, rows, self.scale, pieces)
 
 
 def run_decoders(losses: list[Tensor], active: Sequence[int], partition: Partition, cotangent: Tensor) -> Decoded:

@@ -37,6 +37,11 @@ def attach_backward(value: Tensor, backward: Backward, inputs: Sequence[Tensor])
     return attached
 
 
+def when_backward_ends(run: Callable[[], None]) -> None:
+    """Run something at the end of the backward pass at hand, when all gradients have been written."""
+    torch.autograd.Variable._execution_engine.queue_callback(run)
+
+
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, backward: Backward, *inputs: Tensor) -> Tensor:

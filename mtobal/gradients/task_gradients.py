@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtobal.gradients.partition import Partition
+from mtobal.gradients.rows import Rows
 from mtobal.ops import Jacobian
 
 
@@ -53,6 +54,50 @@ class TaskGradients:
     own: dict[int, tuple[int, Tensor]]
     num_tasks: int
     scale: float
+
+    @classmethod
+    def of_rows(
+        cls,
+        partition: Partition,
+        rows: Sequence[Mapping[int, Tensor]],
+        scale: float,
+        pieces: Sequence[Piece] = (),
+    ) -> TaskGradients:
+        """Sort gradients by owner.
+
+        Parameters
+        ----------
+        partition : Partition
+        rows : sequence of K mappings from int to Tensor
+            The gradients of each active task by the place of the parameter; what is missing is zero.
+        scale : float
+        pieces : sequence of Piece
+            Shared parameters whose gradients are not among the rows.
+        """
+        kept = {place for piece in pieces for place in piece.places}
+        shared: list[int] = []
+        own: dict[int, tuple[int, Tensor]] = {}
+        for place, is_shared in enumerate(partition.shared_mask):
+            tasks = [task for task, row in enumerate(rows) if place in row]
+            if is_shared and tasks and place not in kept:
+                shared.append(place)
+            elif not is_shared and tasks:
+                [task] = tasks
+                own[place] = (task, rows[task][place])
+        written = Rows(tuple(shared), [[row.get(place) for place in shared] for row in rows])
+        found = [*pieces, written] if shared else list(pieces)
+        return cls(partition, found, own, len(rows), scale)
+
+    def rows(self) -> list[dict[int, Tensor]]:
+        """Return the gradients of each active task by the place of the parameter, task-own ones included."""
+        rows: list[dict[int, Tensor]] = [{} for _ in range(self.num_tasks)]
+        for place, piece in self._by_place():
+            for row, gradient in zip(rows, piece.gradients(place), strict=True):
+                if gradient is not None:
+                    row[place] = gradient
+        for place, (task, gradient) in self.own.items():
+            rows[task][place] = gradient
+        return rows
 
     def gramian(self) -> Tensor:
         """Return ``G = J J^T`` over the shared parameters, without the factor; float64 on the CPU."""
@@ -107,5 +152,8 @@ class TaskGradients:
     def _final(self, heads: Sequence[float]) -> list[Tensor | None]:
         gradients: list[Tensor | None] = [None] * len(self.partition.parameters)
         for place, (task, gradient) in self.own.items():
-            gradients[place] = gradient if heads[task] == 1.0 else gradient * heads[task]
+            if heads[task] == 0:  # whatever the gradient, which need not be finite
+                gradients[place] = torch.zeros_like(gradient)
+            else:
+                gradients[place] = gradient if heads[task] == 1.0 else gradient * heads[task]
         return gradients

@@ -39,6 +39,10 @@ class Jacobian:
             blocks.append(block.to(torch.promote_types(block.dtype, torch.float32)) / scale)
         return cls(tuple(blocks), tuple(names))
 
+    def rows(self, tasks: Sequence[int]) -> Jacobian:
+        """Return the rows of some tasks alone."""
+        return Jacobian(tuple(block[list(tasks)] for block in self.blocks), self.names)
+
     def scaled(self, factors: Tensor) -> Jacobian:
         """Multiply each row with its factor, of shape (K,)."""
         return Jacobian(tuple(factors.to(block)[:, None] * block for block in self.blocks), self.names)

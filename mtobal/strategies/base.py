@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -256,5 +256,111 @@ class JacobianAggregation(Aggregation):
         Returns
         -------
         Direction
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found.
+
+    Attributes
+    ----------
+    tasks : tuple of str
+        The names of all K tasks of the training, in their fixed order.
+    losses : Tensor of shape (K,)
+        Mean validation losses, float64 on the CPU and equal on all ranks; NaN for a task that has none.
+    metrics : Tensor of shape (K,) or None
+        The main metric of each task, in the same way, if they are known.
+    higher_is_better : tuple of bool or None
+        For each of these metrics.
+    """
+
+    tasks: tuple[str, ...]
+    losses: Tensor
+    metrics: Tensor | None = None
+    higher_is_better: tuple[bool, ...] | None = None
+
+    def require_metrics(self, strategy: str) -> tuple[Tensor, tuple[bool, ...]]:
+        """Return the metrics and their directions, or say that `strategy` cannot do without them."""
+        if self.metrics is None or self.higher_is_better is None:
+            raise UsageError(f"{strategy} reads metrics: give one a task, and whether higher is better.")
+        return self.metrics, self.higher_is_better
+
+
+class Revision(Strategy):
+    """Gives the tasks new weights after each validation; they multiply those of a loss weighting, if there is one.
+
+    The first validation comes before the first step of training.
+    """
+
+    place = "revision"
+    reads: ClassVar[Reads] = "validation"
+    forward_passes = "1 and those of validation"
+    backward_passes = "1"
+
+    revised: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("revised", None)
+
+    def initial(self, tasks: tuple[str, ...]) -> Tensor:
+        """Return the weights of all K tasks before the first validation, float64 on the CPU."""
+        raise NotImplementedError
+
+    def learn(self, validation: Validation) -> Tensor:
+        """Learn from a validation.
+
+        Parameters
+        ----------
+        validation : Validation
+            What it found.
+
+        Returns
+        -------
+        Tensor of shape (K,)
+            The weights of all tasks until the next validation, float64 on the CPU.
+        """
+        raise NotImplementedError
+
+    def revise(self, validation: Validation) -> None:
+        """Take new weights from a validation."""
+        if self.revised is not None and len(self.revised) != len(validation.tasks):
+            raise UsageError(
+                f"{self.card.name} holds {len(self.revised)} tasks, but this validation has "
+                f"{len(validation.tasks)}."
+            )
+        self.revised = self.learn(validation)
+
+    def weigh(self, step: Step) -> Tensor:
+        """Return the weights of the active tasks, of shape (A,), on the device of the losses."""
+        known = self.initial(step.tasks) if self.revised is None else self.revised
+        weights = known[list(step.active)]
+        return weights if step.losses is None else weights.to(step.losses)
+
+
+class Regulariser(Strategy):
+    """Adds a term to the loss that looks at the shared representation and at the losses computed from it."""
+
+    place = "regulariser"
+    reads: ClassVar[Reads] = "representation"
+
+    def penalty(self, representation: Tensor, losses: Sequence[Tensor], step: Step) -> Tensor:
+        """Return the extra term.
+
+        Parameters
+        ----------
+        representation : Tensor of shape (B, C, ...)
+            The output of the shared encoder, in the graph of the losses.
+        losses : sequence of Tensor
+            The scalar losses of the active tasks, with graph, which must outlive the call.
+        step : Step
+            The step at hand.
+
+        Returns
+        -------
+        Tensor
+            A scalar with graph, to be added to the loss.
         """
         raise NotImplementedError

@@ -15,8 +15,11 @@ from mtobal.strategies.base import (
     Direction,
     JacobianAggregation,
     LossWeighting,
+    Regulariser,
+    Revision,
     Step,
     Strategy,
+    Validation,
 )
 
 
@@ -25,7 +28,8 @@ class Composition(nn.Module):
 
     A loss weighting with weights lambda turns losses L and Gramian G into ``lambda L`` and
     ``diag(lambda) G diag(lambda)``; the aggregation answers with w, and the gradient of the shared parameters
-    becomes ``sum_k lambda_k w_k g_k``. A place left empty weighs every task with one.
+    becomes ``sum_k lambda_k w_k g_k``. A place left empty weighs every task with one. Weights that a revision
+    takes from validations are factors of lambda.
 
     Parameters
     ----------
@@ -40,11 +44,17 @@ class Composition(nn.Module):
         self.spec = spec
         self.loss_weighting: LossWeighting | None = None
         self.aggregation: Aggregation | None = None
+        self.revision: Revision | None = None
+        self.regulariser: Regulariser | None = None
         for strategy in strategies:
             if isinstance(strategy, LossWeighting):
                 self._place("loss_weighting", strategy)
             elif isinstance(strategy, Aggregation):
                 self._place("aggregation", strategy)
+            elif isinstance(strategy, Revision):
+                self._place("revision", strategy)
+            elif isinstance(strategy, Regulariser):
+                self._place("regulariser", strategy)
             else:
                 raise UsageError(f"strategy spec {spec!r}: {strategy!r} fills no place of the step.")
 
@@ -69,6 +79,8 @@ class Composition(nn.Module):
             weights = torch.ones_like(step.losses)
         else:
             weights = torch.ones(len(step.active), dtype=torch.float64)
+        if self.revision is not None:
+            weights = weights * self.revision.weigh(step)
         if weights.shape != (len(step.active),):
             raise UsageError(
                 f"{self.spec!r} gave weights of shape {tuple(weights.shape)} for {len(step.active)} tasks."
@@ -110,7 +122,7 @@ class Composition(nn.Module):
         Its weights, if it has any, are to be multiplied with the loss weights.
         """
         assert isinstance(self.aggregation, JacobianAggregation)
-        if self.loss_weighting is not None:
+        if self.loss_weighting is not None or self.revision is not None:
             jacobian = jacobian.scaled(loss_weights)
         found = self.aggregation.direct(jacobian, _weighted(step, loss_weights))
         factor = self.aggregation.factor(step)
@@ -129,7 +141,8 @@ class Composition(nn.Module):
     @property
     def strategies(self) -> list[Strategy]:
         """The strategies of the places that are filled."""
-        return [strategy for strategy in (self.loss_weighting, self.aggregation) if strategy is not None]
+        places = (self.loss_weighting, self.aggregation, self.revision, self.regulariser)
+        return [strategy for strategy in places if strategy is not None]
 
     @property
     def looks_again(self) -> bool:
@@ -141,6 +154,21 @@ class Composition(nn.Module):
         for strategy in self.strategies:
             if strategy.looks_again:
                 strategy.look_again(step)
+
+    def random_states(self) -> list[Tensor]:
+        """Return the states of all random generators."""
+        return [s.generator.get_state() for s in self.strategies if s.generator is not None]
+
+    def set_random_states(self, states: Sequence[Tensor]) -> None:
+        """Restore what `random_states` returned."""
+        generators = [strategy.generator for strategy in self.strategies if strategy.generator is not None]
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+    def revise(self, validation: Validation) -> None:
+        """Let the strategy that reads validations, if there is one, take new weights from it."""
+        if self.revision is not None:
+            self.revision.revise(validation)
 
     def end_epoch(self) -> None:
         """Tell every strategy that an epoch has ended."""

@@ -299,9 +299,9 @@ def test_a_gradient_that_overflows_changes_no_state() -> None:
     state = copy.deepcopy(balancer.state_dict())
     broken = losses(net, data)
     broken["depth"] = broken["depth"] + (net.encoder[0].weight - net.encoder[0].weight).sqrt().sum()
-    with pytest.warns(RuntimeWarning, match="gradient of task 'depth' is not finite"):
-        balancer(broken).backward()
+    (1024 * balancer(broken)).backward()  # as under a gradient scaler, which looks for the overflow itself
     assert balancer.weights == dict.fromkeys(TASKS, 1.0)
+    assert not net.encoder[0].weight.grad.isfinite().all()
     assert str(balancer.state_dict()) == str(state)
 
 

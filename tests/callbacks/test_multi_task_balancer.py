@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -75,8 +76,10 @@ def by_hand(spec: str, module: Module, epochs: int = 2, accumulate: int = 1, cli
         batches = list(loader())
         for number, (inputs, *targets) in enumerate(batches):
             values = losses(module.net, (inputs, dict(zip(TASKS, targets, strict=True))))
-            (balancer(values) / accumulate).backward()
-            if (number + 1) % accumulate == 0 or number == len(batches) - 1:
+            steps = (number + 1) % accumulate == 0 or number == len(batches) - 1
+            with nullcontext() if steps else balancer.accumulating():
+                (balancer(values) / accumulate).backward()
+            if steps:
                 if clip:
                     torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
                 optimizer.step()
@@ -97,8 +100,9 @@ def assert_same(one: pl.LightningModule, other: pl.LightningModule) -> None:
         ({}, {}),
         ({"gradient_clip_val": 0.05}, {"clip": 0.05}),
         ({"accumulate_grad_batches": 2}, {"accumulate": 2}),
+        ({"accumulate_grad_batches": 3}, {"accumulate": 3}),
     ],
-    ids=["plain", "clipping", "accumulation"],
+    ids=["plain", "clipping", "accumulation", "ragged accumulation"],
 )
 def test_it_equals_a_plain_loop(spec: str, options: dict, plain: dict, tmp_path) -> None:
     module = Module()
