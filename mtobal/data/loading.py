@@ -3,72 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mtobal.data.multitask import Batch, InMemoryDataset
+from mtobal.data.multitask import Batch, Indices, MultiTaskDataset
 from mtobal.data.seeding import derive_seed
 
 
-class ShuffledBatches(Sampler[Tensor]):
-    """Indices of the batches of one epoch, shuffled anew for every epoch.
+class Draw(NamedTuple):
+    """The samples of one batch, and the seed of its augmentation."""
 
-    The trainer announces the epoch through `set_epoch`. No state is carried from epoch to epoch.
+    indices: Indices
+    seed: int
+
+
+class ShuffledBatches(Sampler[Draw]):
+    """The batches of one epoch, shuffled anew for every epoch.
+
+    The trainer announces the epoch through `set_epoch`. No state is carried from epoch to epoch, and none lies in
+    worker processes: a batch is the same with any number of them.
 
     Examples
     --------
-    >>> batches = ShuffledBatches(num_samples=5, batch_size=2, seed=0)
+    >>> from mtobal.data import InMemoryDataset
+    >>> batches = ShuffledBatches(InMemoryDataset(torch.zeros(5, 1), {}), batch_size=2, seed=0)
     >>> batches.set_epoch(3)
-    >>> sorted(torch.cat(list(batches)).tolist())
+    >>> sorted(torch.cat([draw.indices for draw in batches]).tolist())
     [0, 1, 2, 3, 4]
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int) -> None:
-        self.num_samples = num_samples
+    def __init__(self, dataset: MultiTaskDataset, batch_size: int, seed: int) -> None:
+        self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
+        self._length = len(dataset.batches(batch_size))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        return self._length
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(derive_seed("batches", self.seed, self.epoch))
-        order = torch.randperm(self.num_samples, generator=generator)
-        yield from order.split(self.batch_size)  # type: ignore[no-untyped-call]
+        for number, indices in enumerate(self.dataset.batches(self.batch_size, generator)):
+            yield Draw(indices, derive_seed("augmentation", self.seed, self.epoch, number))
 
 
-class OrderedBatches(Sampler[Tensor]):
+class OrderedBatches(Sampler[Indices]):
     """Indices of the batches in the order of the data set."""
 
-    def __init__(self, num_samples: int, batch_size: int) -> None:
-        self.num_samples = num_samples
-        self.batch_size = batch_size
+    def __init__(self, dataset: MultiTaskDataset, batch_size: int) -> None:
+        self._batches = dataset.batches(batch_size)
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        yield from torch.arange(self.num_samples).split(self.batch_size)  # type: ignore[no-untyped-call]
-
-
-def training_loader(dataset: InMemoryDataset, batch_size: int, seed: int) -> DataLoader[Batch]:
-    """Return a loader of shuffled batches."""
-    return _loader(dataset, ShuffledBatches(len(dataset), batch_size, seed))
+    def __iter__(self) -> Iterator[Indices]:
+        yield from self._batches
 
 
-def evaluation_loader(dataset: InMemoryDataset, batch_size: int = 1024) -> DataLoader[Batch]:
-    """Return a loader that goes through the data set once, in order."""
-    return _loader(dataset, OrderedBatches(len(dataset), batch_size))
+class _TrainingBatches(Dataset[Batch]):
+    """What a training loader reads from: a data set that is asked for training batches."""
+
+    def __init__(self, dataset: MultiTaskDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        return self._dataset.training_batch(draw.indices, draw.seed)
 
 
-def _loader(dataset: InMemoryDataset, batches: Sampler[Tensor]) -> DataLoader[Batch]:
-    # Without a batch size the loader passes each batch of indices to the data set as it is, which saves fetching
-    # and stacking single samples.
-    return DataLoader(dataset, batch_size=None, sampler=batches)
+def training_loader(dataset: MultiTaskDataset, batch_size: int, seed: int, workers: int = 0) -> DataLoader[Batch]:
+    """Return a loader of shuffled, augmented batches.
+
+    Parameters
+    ----------
+    dataset : MultiTaskDataset
+        The training split.
+    batch_size : int
+        Samples a batch.
+    seed : int
+        Decides order and augmentation.
+    workers : int
+        How many processes read ahead; 0 reads in this one. The batches do not depend on it.
+    """
+    return _loader(_TrainingBatches(dataset), ShuffledBatches(dataset, batch_size, seed), workers)
+
+
+def evaluation_loader(dataset: MultiTaskDataset, batch_size: int = 1024, workers: int = 0) -> DataLoader[Batch]:
+    """Return a loader that goes through the data set once, in order and as it is."""
+    return _loader(dataset, OrderedBatches(dataset, batch_size), workers)
+
+
+def _loader(dataset: Dataset[Batch], batches: Sampler[Draw] | Sampler[Indices], workers: int) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        # Without a batch size the loader passes each batch of indices to the data set as it is, which saves
+        # fetching and stacking single samples.
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from mtobal.data.celeba import celeba, check_celeba
+from mtobal.data.cifar_mtl import check_cifar_mtl, cifar_mtl
+from mtobal.data.cityscapes import check_cityscapes, cityscapes
 from mtobal.data.digits import digits
+from mtobal.data.inspection import Check
+from mtobal.data.multi_mnist import check_multi_mnist, multi_mnist
 from mtobal.data.multitask import MultiTaskData
+from mtobal.data.nyuv2 import check_nyuv2, nyuv2, prepare_nyuv2
+from mtobal.data.office import check_office, office
+from mtobal.data.qm9 import check_qm9, prepare_qm9, qm9
+from mtobal.data.rooms import rooms
+from mtobal.data.tracking import Track
 from mtobal.errors import unknown_name
 from mtobal.options import resolve_options
 
-_DATA_SETS: dict[str, Callable[..., MultiTaskData]] = {"digits": digits}
+_DATA_SETS: dict[str, Callable[..., MultiTaskData]] = {
+    "celeba": celeba,
+    "cifar_mtl": cifar_mtl,
+    "cityscapes": cityscapes,
+    "digits": digits,
+    "multi_mnist": multi_mnist,
+    "nyuv2": nyuv2,
+    "office": office,
+    "qm9": qm9,
+    "rooms": rooms,
+}
+
+_CHECKS: dict[str, Callable[[Path], list[Check]]] = {
+    "celeba": check_celeba,
+    "cifar_mtl": check_cifar_mtl,
+    "cityscapes": check_cityscapes,
+    "multi_mnist": check_multi_mnist,
+    "nyuv2": check_nyuv2,
+    "office": check_office,
+    "qm9": check_qm9,
+}
+"""Of those that lie on disk: from the folder to a look at everything in it."""
+
+_PREPARATIONS: dict[str, Callable[[Path, Path, Track], str]] = {
+    "nyuv2": prepare_nyuv2,
+    "qm9": prepare_qm9,
+}
+"""Of those whose published files should be converted: from one folder to another; they say what was done."""
 
 
 def available() -> list[str]:
@@ -18,8 +56,8 @@ def available() -> list[str]:
 
     Examples
     --------
-    >>> available()
-    ['digits']
+    >>> "rooms" in available()
+    True
     """
     return sorted(_DATA_SETS)
 
@@ -42,3 +80,23 @@ def load(name: str, **options: Any) -> MultiTaskData:
     """
     function = lookup(name)
     return function(**resolve_options(f"data set {name!r}", function, options))
+
+
+def checks(name: str, path: Path) -> list[Check]:
+    """Return everything to be looked at in a data set on disk.
+
+    Raises
+    ------
+    UsageError
+        No such data set, or nothing of it at `path`.
+    """
+    if name not in _CHECKS:
+        raise unknown_name("data set on disk", name, _CHECKS)
+    return _CHECKS[name](path)
+
+
+def prepare(name: str, source: Path, target: Path, track: Track) -> str:
+    """Convert the published files of a data set, and return what was done."""
+    if name not in _PREPARATIONS:
+        raise unknown_name("data set to prepare", name, _PREPARATIONS)
+    return _PREPARATIONS[name](source, target, track)
