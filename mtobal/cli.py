@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mtobal import strategies
 from mtobal.errors import UsageError, unknown_name
@@ -16,6 +16,8 @@ from mtobal.errors import UsageError, unknown_name
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
     from rich.console import Console
+
+Item = TypeVar("Item")
 
 BENCH_EXTRA = ("jsonargparse", "rich", "yaml", "sklearn", "jinja2", "plotly")
 """Packages that the command line needs and the library does not."""
@@ -41,6 +43,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
     commands: dict[str, Callable[[Namespace], None]] = {
         "bench": _bench,
+        "data": _data,
         "report": _report,
         "strategies": _strategies,
     }
@@ -99,11 +102,34 @@ def _parser() -> ArgumentParser:
     report.add_argument("folder", metavar="DIR", help="such as runs/digits")
     commands.add_subcommand("report", report, help="write the report of an experiment")
 
+    check = Parser(description="Look at every file of a data set on disk, and say what is wrong with which.")
+    check.add_argument("name", metavar="NAME", help="such as nyuv2")
+    check.add_argument("path", metavar="PATH", help="its folder or file")
+    prepare = Parser(
+        description="Convert the published files of a data set into what is read in training. The same command "
+        "again goes on where it was stopped."
+    )
+    prepare.add_argument("name", metavar="NAME", help="such as nyuv2")
+    prepare.add_argument("path", metavar="PATH", help="folder of the published files")
+    prepare.add_argument("--out", metavar="DIR", help="where the result goes; by default that folder too")
+    data = Parser(description="Data sets on disk: find what is wrong with one, convert the published files.")
+    commands.add_subcommand("data", data, help="check a data set on disk, or prepare one")
+    data_commands = data.add_subcommands(metavar="COMMAND", description="Each has its own --help.")
+    data_commands.add_subcommand("check", check, help="find what is wrong with a data set")
+    data_commands.add_subcommand("prepare", prepare, help="convert the published files of a data set")
+
     catalogue = Parser(description="List all strategies, or show the card of one: what it does, costs and needs.")
     catalogue.add_argument("name", nargs="?", metavar="NAME", help="such as pcgrad")
     commands.add_subcommand("strategies", catalogue, help="list the strategies, or show the card of one")
 
-    for name, command in (("bench", bench), ("report", report), ("strategies", catalogue)):
+    for name, command in (
+        ("bench", bench),
+        ("report", report),
+        ("data", data),
+        ("data check", check),
+        ("data prepare", prepare),
+        ("strategies", catalogue),
+    ):
         command.prog = f"mtobal {name}"
     return parser
 
@@ -153,6 +179,49 @@ def _show_report(folder: Path, console: Console) -> None:
     page = build_report(folder)
     console.print(console_table(load_experiment(folder)))
     console.print(f"Report: {page}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _data(options: Namespace) -> None:
+    commands: dict[str, Callable[[Namespace], None]] = {"check": _data_check, "prepare": _data_prepare}
+    commands[options.subcommand](options[options.subcommand])
+
+
+def _data_check(options: Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mtobal import data as data_sets
+    from mtobal.data.inspection import find_problems
+
+    path = Path(options.path)
+    checks = data_sets.checks(options.name, path)
+    console = Console()
+    problems = 0
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for problem in progress.track(find_problems(checks), total=len(checks), description="files"):
+            if problem is not None:
+                problems += 1
+                console.print(problem, soft_wrap=True, markup=False, highlight=False)
+    if problems:
+        raise UsageError(f"{path}: {problems} of {len(checks)} checks failed.")
+    console.print(f"{path}: all {len(checks)} checks passed.", soft_wrap=True, markup=False, highlight=False)
+
+
+def _data_prepare(options: Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mtobal import data as data_sets
+
+    source = Path(options.path)
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def track(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
+            return progress.track(items, total=total, description=description)
+
+        told = data_sets.prepare(options.name, source, Path(options.out or source), track)
+    console.print(told, soft_wrap=True, markup=False, highlight=False)
 
 
 def _strategies(options: Namespace) -> None:

@@ -45,6 +45,7 @@ def run_experiment(recipe: Recipe, folder: Path, console: Console) -> None:
         An unknown task, a folder that belongs to another recipe or cannot be written, or a damaged result.
     """
     data = data_sets.load(**recipe.data)
+    _check_selection(recipe, data)
     recipe = dataclasses.replace(recipe, tasks=_select_tasks(recipe, data))
     with _writing_to(folder):
         _claim_folder(folder, recipe)
@@ -64,6 +65,20 @@ def run_experiment(recipe: Recipe, folder: Path, console: Console) -> None:
             except UsageError as error:
                 raise UsageError(f"{run.row}, seed {run.seed}: {error}") from error
             progress.finish(run, record)
+
+
+def _check_selection(recipe: Recipe, data: MultiTaskData) -> None:
+    """Refuse to choose an epoch on the test split, and to average on a split that is not the test split."""
+    if recipe.average_last and data.validation is not data.test:
+        raise UsageError(
+            f"recipe: average_last is {recipe.average_last}, but data set {recipe.data['name']!r} has a "
+            "validation split of its own; set average_last to 0, or let the data set hold nothing out."
+        )
+    if not recipe.average_last and data.validation is data.test:
+        raise UsageError(
+            f"recipe: the validation split of data set {recipe.data['name']!r} is its test split, on which no "
+            "epoch may be chosen; set average_last to a number of last epochs, or let the data set hold some out."
+        )
 
 
 def _select_tasks(recipe: Recipe, data: MultiTaskData) -> tuple[str, ...]:

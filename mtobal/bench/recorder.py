@@ -26,6 +26,11 @@ SELECTION = (
 )
 
 
+def averaging(epochs: int) -> str:
+    """Return the sentence that says how an average over the last epochs came about."""
+    return f"No selection: the mean over the last {epochs} epochs on the test split."
+
+
 class Recorder(Checkpoint):
     """Record every epoch, keep the best weights, and write the checkpoint from which the run can resume.
 
@@ -83,8 +88,9 @@ class Recorder(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.step_seconds.append(_now(pl_module.device) - self._step_start)
-        for task, loss in outputs["losses"].items():
-            self._losses[task].append(loss.detach())
+        for task, loss in (outputs or {}).get("losses", {}).items():
+            if loss is not None:
+                self._losses[task].append(loss.detach())
         if self.balancer is not None and self.balancer.balancer is not None:
             for task, weight in self.balancer.balancer.weights.items():
                 self._weights[task].append(weight)
@@ -94,7 +100,7 @@ class Recorder(Checkpoint):
         validation_losses, validation_metrics = pl_module.evaluation()
         record = EpochRecord(
             epoch=trainer.current_epoch,
-            train_losses={task: float(torch.stack(losses).mean()) for task, losses in self._losses.items()},
+            train_losses={task.name: _mean(self._losses[task.name]) for task in pl_module.tasks},
             validation_losses=validation_losses,
             validation_metrics=validation_metrics,
             weights={task: statistics.fmean(weights) for task, weights in self._weights.items()},
@@ -134,6 +140,11 @@ def selection_score(module: MultiTaskModule, metrics: dict[str, float]) -> float
     names = [f"{task.name}/{task.main_metric}" for task in module.tasks]
     score = statistics.fmean(metrics[name] if higher_is_better[name] else -metrics[name] for name in names)
     return -math.inf if math.isnan(score) else score
+
+
+def _mean(losses: list[Tensor]) -> float:
+    """Return the mean over the steps in which the task had labels; NaN where it had none."""
+    return float(torch.stack(losses).mean()) if losses else math.nan
 
 
 def _now(device: torch.device) -> float:

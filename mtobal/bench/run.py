@@ -6,8 +6,9 @@ import logging
 import os
 import platform
 import signal
+import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from mtobal.bench.checkpoint import WholeCheckpoints, is_whole
 from mtobal.bench.module import MultiTaskModule
 from mtobal.bench.plan import Run
 from mtobal.bench.recipe import Recipe
-from mtobal.bench.recorder import SELECTION, Recorder
+from mtobal.bench.recorder import SELECTION, Recorder, averaging
 from mtobal.bench.records import EpochRecord, RunRecord, save_run, write_text_atomic
 from mtobal.callbacks import MultiTaskBalancer
 from mtobal.data import MultiTaskData, evaluation_loader, training_loader
@@ -85,7 +86,15 @@ def execute_run(
     torch.manual_seed(derive_seed("model", run.seed))
     tasks = [task for task in data.tasks if task.name in run.tasks]
     model = models.build(input_shape=data.input_shape, tasks=tasks, **recipe.model)
-    module = MultiTaskModule(model, tasks, recipe.learning_rate)
+    module = MultiTaskModule(
+        model,
+        tasks,
+        recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        decay_epochs=recipe.decay_epochs,
+        decay_factor=recipe.decay_factor,
+        batch_metrics=recipe.batch_metrics,
+    )
 
     balancer = _balancer(run) if run.kind == "multi" else None
     checkpoint = folder / CHECKPOINT_FILE
@@ -98,9 +107,17 @@ def execute_run(
         trainer = _trainer(recipe, [SeedEpochs(run.seed), *([balancer] if balancer else []), recorder])
         _fit(trainer, module, recorder, recipe, data, run.seed, checkpoint if resumes else None)
         assert recorder.best_epoch is not None
-        module.model.load_state_dict(recorder.best_weights)
-        trainer.test(module, evaluation_loader(data.test), verbose=False)
-    _, test_metrics = module.evaluation()
+        if recipe.average_last:
+            last = recorder.epochs[-recipe.average_last :]
+            selected_epoch, selection = last[-1].epoch, averaging(len(last))
+            test_metrics = _average([record.validation_metrics for record in last])
+        else:
+            selected_epoch, selection = recorder.best_epoch, SELECTION
+            module.model.load_state_dict(recorder.best_weights)
+            trainer.test(
+                module, evaluation_loader(data.test, recipe.evaluation_batch_size, recipe.workers), verbose=False
+            )
+            _, test_metrics = module.evaluation()
     record = RunRecord(
         row=run.row,
         kind=run.kind,
@@ -109,8 +126,8 @@ def execute_run(
         tasks=run.tasks,
         metric_infos=module.metric_infos,
         test_metrics=test_metrics,
-        selected_epoch=recorder.best_epoch,
-        selection=SELECTION,
+        selected_epoch=selected_epoch,
+        selection=selection,
         epochs=tuple(recorder.epochs),
         seconds_per_step=recorder.seconds_per_step,
         steps=len(recorder.step_seconds),
@@ -142,6 +159,10 @@ def resolved_config(run: Run, recipe: Recipe) -> dict[str, Any]:
             **{package: version(package) for package in ("torch", "lightning", "torchmetrics", "numpy", "mtobal")},
         },
     }
+
+
+def _average(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(each[name] for each in metrics) for name in metrics[0]}
 
 
 def _balancer(run: Run) -> MultiTaskBalancer:
@@ -185,8 +206,8 @@ def _fit(
     try:
         trainer.fit(
             module,
-            training_loader(data.train, recipe.batch_size, seed),
-            evaluation_loader(data.validation),
+            training_loader(data.train, recipe.batch_size, seed, recipe.workers),
+            evaluation_loader(data.validation, recipe.evaluation_batch_size, recipe.workers),
             ckpt_path=checkpoint,
         )
     except SystemExit:  # what Lightning makes of a KeyboardInterrupt, ignoring the signal from then on
@@ -204,6 +225,8 @@ def _quiet_lightning() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\.")
+        # The order of its sums would matter only if the windows that it undoes overlapped; SegNet's do not.
+        warnings.filterwarnings("ignore", message="max_unpooling2d_forward_out")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtobal.errors import UsageError
+from mtobal.solvers.hypervolume import hypervolume as _hypervolume
 
 Values: TypeAlias = Mapping[str, float] | Sequence[float] | NDArray[Any]
 Flags: TypeAlias = Mapping[str, bool] | Sequence[bool] | NDArray[np.bool_]
@@ -142,6 +143,52 @@ def mean_rank(methods: Mapping[str, Values], higher_is_better: Flags) -> dict[st
     equal = (scores[None] == scores[:, None]).sum(axis=1)  # with the method itself
     ranks = (better + (equal + 1) / 2).mean(axis=1)
     return dict(zip(methods, ranks.tolist(), strict=True))
+
+
+def hypervolume(points: Sequence[Values], reference: Values, higher_is_better: Flags) -> float:
+    """Volume of the boxes from a reference to the points that improve on it, together; **higher is better**.
+
+    A metric that is worse than the reference counts as equal to it, so that such a point adds nothing. The volume
+    depends on the scales of the metrics and on the reference; compare fronts under the same ones.
+
+    Parameters
+    ----------
+    points
+        The metrics of each point.
+    reference
+        The metrics from which volumes are measured.
+    higher_is_better
+        For each metric, whether more is better.
+
+    Returns
+    -------
+    float
+        Zero without points.
+
+    Raises
+    ------
+    UsageError
+        If a metric is NaN or infinite, or the arguments do not match.
+
+    References
+    ----------
+    Zitzler and Thiele, "Multiobjective Evolutionary Algorithms: A Comparative Case Study and the Strength Pareto
+    Approach", IEEE Transactions on Evolutionary Computation, 1999.
+
+    Examples
+    --------
+    >>> hypervolume([[3.0, 1.0], [2.0, 0.0]], [1.0, 2.0], [True, False])
+    3.0
+    """
+    others = {f"point {index}": point for index, point in enumerate(points)}
+    names = _names(reference, higher_is_better=higher_is_better, **others)
+    upward = np.where(_ordered(higher_is_better, names, "higher_is_better").astype(bool), 1.0, -1.0)
+    table = np.array([_numbers(each, names, "metrics") for each in (reference, *points)])
+    if not np.isfinite(table).all():
+        raise UsageError("hypervolume: expected finite metrics, got NaN or infinity; leave diverged runs out.")
+    if not points:
+        return 0.0
+    return _hypervolume(upward * table[1:], upward * table[0])
 
 
 def _relative_gains(

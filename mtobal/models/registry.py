@@ -8,11 +8,21 @@ from typing import Any
 from torch import nn
 
 from mtobal.errors import unknown_name
+from mtobal.models.deeplab import deeplab
 from mtobal.models.hard_sharing import hard_sharing
+from mtobal.models.mtan import mtan_segnet
+from mtobal.models.resnet import resnet
+from mtobal.models.segnet import segnet
 from mtobal.options import resolve_options
 from mtobal.tasks import Task
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {"hard_sharing": hard_sharing}
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "deeplab": deeplab,
+    "hard_sharing": hard_sharing,
+    "mtan_segnet": mtan_segnet,
+    "resnet": resnet,
+    "segnet": segnet,
+}
 
 
 def available() -> list[str]:
@@ -21,7 +31,7 @@ def available() -> list[str]:
     Examples
     --------
     >>> available()
-    ['hard_sharing']
+    ['deeplab', 'hard_sharing', 'mtan_segnet', 'resnet', 'segnet']
     """
     return sorted(_MODELS)
 

@@ -10,26 +10,24 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from mtobal.tasks.labels import MISSING, labelled_mean
 from mtobal.tasks.task import Task
-
-MISSING = -1
-"""The class index of a sample without a label."""
 
 
 def classification_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy over the samples that have a label.
+    """Mean cross entropy over the samples, or pixels, that have a label.
 
     Parameters
     ----------
-    output : Tensor of shape (N, C)
+    output : Tensor of shape (N, C) or (N, C, H, W)
         Logits.
-    target : Tensor of shape (N,)
+    target : Tensor of shape (N,) or (N, H, W)
         Class indices; -1 marks a missing label.
 
     Returns
     -------
     Tensor
-        A scalar. Without any label it is a zero that still hangs on the graph, with zero gradients.
+        A scalar. Without any label it is a zero without a graph.
 
     Examples
     --------
@@ -37,9 +35,8 @@ def classification_loss(output: Tensor, target: Tensor) -> Tensor:
     >>> classification_loss(torch.zeros(3, 2), torch.tensor([0, -1, 1]))
     tensor(0.6931)
     """
-    total = F.cross_entropy(output, target, ignore_index=MISSING, reduction="sum")
-    # The mean of torch divides by the number of labels, which is NaN for none.
-    return total / (target != MISSING).sum().clamp(min=1)
+    values = F.cross_entropy(output, target, ignore_index=MISSING, reduction="none")
+    return labelled_mean(values, target != MISSING)
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,10 @@ class Classification(Task):
     def out_features(self) -> int:
         """One logit a class."""
         return self.num_classes
+
+    def labelled(self, target: Tensor) -> Tensor:
+        """Return where the class is not -1."""
+        return target != MISSING
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return `classification_loss`."""

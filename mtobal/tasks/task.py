@@ -26,12 +26,23 @@ class Task(ABC):
     @property
     @abstractmethod
     def out_features(self) -> int:
-        """Size of the head."""
+        """Size of the head: outputs a sample, or channels of a map."""
+
+    @abstractmethod
+    def labelled(self, target: Tensor) -> Tensor:
+        """Return which samples or pixels of a target have a label."""
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the scalar loss of a batch."""
+        """Return the mean loss of the labelled samples or pixels of a batch.
+
+        Without any label it is a zero without a graph: the task sits the step out.
+        """
 
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:
-        """Return new metrics by name; each says itself whether higher is better."""
+        """Return new metrics over a whole split by name; each says itself whether higher is better."""
+
+    def batch_metrics(self) -> dict[str, Metric]:
+        """Return new metrics in the convention of older papers, which average some of them batch by batch."""
+        return self.metrics()

@@ -328,6 +328,31 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(recipe: Recipe, tm
     assert len(load_experiment(folder).runs) == 4
 
 
+def test_an_average_over_the_last_epochs_selects_none(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(recipe, average_last=3, strategies=("ew",))
+    with pytest.raises(
+        UsageError, match="average_last is 3, but data set 'digits' has a validation split of its own"
+    ):
+        bench(recipe, tmp_path / "out")
+    load = data_sets.load
+
+    def without_validation(**options: object) -> MultiTaskData:
+        data = load(**options)  # type: ignore[arg-type]
+        return dataclasses.replace(data, validation=data.test)
+
+    monkeypatch.setattr(data_sets, "load", without_validation)
+    with pytest.raises(UsageError, match="validation split of data set 'digits' is its test split"):
+        bench(dataclasses.replace(recipe, average_last=0), tmp_path / "out")
+    bench(recipe, tmp_path / "out")
+    for run in load_experiment(tmp_path / "out").runs:
+        assert run.selection == "No selection: the mean over the last 3 epochs on the test split."
+        assert run.selected_epoch == 3
+        for name, value in run.test_metrics.items():
+            assert value == pytest.approx(statistics.fmean(e.validation_metrics[name] for e in run.epochs[1:]))
+
+
 def test_an_error_names_its_run(recipe: Recipe, tmp_path: Path) -> None:
     diverging = dataclasses.replace(recipe, learning_rate=1e30, strategies=("ew",))
     with pytest.raises(UsageError, match=r"^ew, seed 0: the loss of task .* is not finite"):

@@ -51,6 +51,8 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
         ({"epochs": 1.5}, "epochs should be a whole number, not 1.5"),
         ({"epochs": True}, "epochs should be a whole number, not True"),
         ({"epochs": 0}, "epochs should be greater than zero"),
+        ({"evaluation_batch_size": 0}, "evaluation_batch_size should be greater than zero"),
+        ({"decay_epochs": -1}, "decay_epochs should be zero or more, not -1"),
         ({"learning_rate": "fast"}, "learning_rate should be a number, not 'fast'"),
         ({"learning_rate": float("nan")}, "learning_rate should be greater than zero, not nan"),
         ({"strategies": "ew"}, "strategies should be a list, each item a text, not 'ew'"),

@@ -1,0 +1,147 @@
+"""Attention networks: all tasks share a SegNet, and each chooses by attention what it takes from every level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtobal.models.segnet import FILTERS, Places, SegNet, SegNetHead, check_size, conv_bn_relu, initialise, unpool
+from mtobal.tasks import Task
+
+
+class Attention(nn.Sequential):
+    """A mask from 0 to 1 of each pixel and channel."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, channels, 1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 1),
+            nn.BatchNorm2d(channels),
+            nn.Sigmoid(),
+        )
+
+
+class TaskAttention(nn.Module):
+    """The masks of one task, by level of the encoder and of the decoder."""
+
+    def __init__(self, filters: Sequence[int]) -> None:
+        super().__init__()
+        below = (filters[0], *filters)
+        self.encoder = nn.ModuleList(
+            Attention(width if level == 0 else 2 * width, width) for level, width in enumerate(filters)
+        )
+        self.decoder = nn.ModuleList(
+            Attention(width + below[level], below[level]) for level, width in enumerate(filters)
+        )
+
+
+class MTANSegNet(nn.Module):
+    """A SegNet, and for every task attention masks over its levels.
+
+    Down the encoder, a task masks the features of each level by what it sees of them and what it took from the
+    level above; convolutions that all tasks share bring that to the next level. Up the decoder it goes likewise.
+    The masks belong to their task; all other parameters but the heads are shared.
+
+    Parameters
+    ----------
+    in_channels : int
+        Channels of an image.
+    out_channels : mapping from str to int
+        Channels of the output of each task.
+    filters : sequence of int
+        Channels of the levels, from the image down.
+
+    References
+    ----------
+    Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: Mapping[str, int], filters: Sequence[int] = FILTERS
+    ) -> None:
+        super().__init__()
+        self.trunk = SegNet(in_channels, filters)
+        levels = range(len(filters))
+        above = (filters[0], *filters)
+        below = (*filters[1:], filters[-1])
+        self.encoder_carry = nn.ModuleList(conv_bn_relu(filters[k], below[k]) for k in levels)
+        self.decoder_carry = nn.ModuleList(conv_bn_relu(filters[k], above[k]) for k in levels)
+        self.attention = nn.ModuleDict({task: TaskAttention(filters) for task in out_channels})
+        for part in (self.encoder_carry, self.decoder_carry, self.attention):
+            initialise(part)
+        self.heads = nn.ModuleDict(
+            {task: SegNetHead(filters[0], channels) for task, channels in out_channels.items()}
+        )
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return the output of every task."""
+        down, places, bottom = self._encode(inputs)
+        up = self._decode(bottom, places)
+        outputs = {}
+        for task, head in self.heads.items():
+            attention = self.attention[task]
+            assert isinstance(attention, TaskAttention)
+            outputs[task] = head(self._attend(attention, down, up))
+        return outputs
+
+    def _encode(self, features: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Places], Tensor]:
+        """Return changed and refined features of each level, where the maxima were, and the last features."""
+        levels, places = [], []
+        for change, refine in zip(self.trunk.encoder, self.trunk.encoder_refine, strict=True):
+            changed = change(features)
+            refined = refine(changed)
+            features, indices = F.max_pool2d(refined, 2, return_indices=True)
+            levels.append((changed, refined))
+            places.append((indices, refined.shape[-2:]))
+        return levels, places, features
+
+    def _decode(self, features: Tensor, places: Sequence[Places]) -> list[tuple[Tensor, Tensor]]:
+        """Return unpooled and refined features of each level, from the image down."""
+        levels = []
+        layers = zip(self.trunk.decoder, self.trunk.decoder_refine, places, strict=True)
+        for change, refine, place in reversed(list(layers)):
+            unpooled = unpool(features, place)
+            features = refine(change(unpooled))
+            levels.append((unpooled, features))
+        return levels[::-1]
+
+    def _attend(
+        self,
+        attention: TaskAttention,
+        down: Sequence[tuple[Tensor, Tensor]],
+        up: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Return what one task takes from the trunk in the end."""
+        taken: list[Tensor] = []
+        for mask, carry, (changed, refined) in zip(attention.encoder, self.encoder_carry, down, strict=True):
+            chosen = mask(torch.cat([changed, *taken], dim=1)) * refined
+            taken = [F.max_pool2d(carry(chosen), 2)]
+        features = taken[0]
+        steps = zip(attention.decoder, self.decoder_carry, up, strict=True)
+        for mask, carry, (unpooled, refined) in reversed(list(steps)):
+            wider = F.interpolate(features, unpooled.shape[-2:], mode="bilinear", align_corners=True)
+            features = mask(torch.cat([unpooled, carry(wider)], dim=1)) * refined
+        return features
+
+
+def mtan_segnet(
+    input_shape: Sequence[int], tasks: Sequence[Task], *, filters: tuple[int, ...] = FILTERS
+) -> MTANSegNet:
+    """Build the attention network on a SegNet with one small head a task.
+
+    Parameters
+    ----------
+    input_shape : sequence of int
+        Channels, height and width of an image.
+    tasks : sequence of Task
+        Dense tasks.
+    filters : tuple of int
+        Channels of the levels, from the image down; as many halvings have to fit into the image.
+    """
+    check_size(input_shape, filters)
+    return MTANSegNet(input_shape[0], {task.name: task.out_features for task in tasks}, filters)
