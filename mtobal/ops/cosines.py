@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def cosines(gramian: Tensor) -> Tensor:
+def pairwise_cosines(gramian: Tensor) -> Tensor:
     """Return the cosine of each pair of rows from their Gramian.
 
     Parameters
@@ -21,7 +21,7 @@ def cosines(gramian: Tensor) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> cosines(torch.tensor([[4.0, -1.0], [-1.0, 1.0]]))
+    >>> pairwise_cosines(torch.tensor([[4.0, -1.0], [-1.0, 1.0]]))
     tensor([[ 1.0000, -0.5000],
             [-0.5000,  1.0000]])
     """

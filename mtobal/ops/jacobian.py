@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtobal.ops.combine import combine_of_blocks
 from mtobal.ops.gramian import gramian_of_blocks
 
 
@@ -57,4 +58,4 @@ class Jacobian:
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """Return ``J^T w``, one block of shape (n,) a parameter."""
-        return [weights.to(block) @ block for block in self.blocks]
+        return combine_of_blocks(self.blocks, weights)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtobal.ops.columns import column_slices
+from mtobal.ops.kernels import use_kernels
 
 _ODD = 0x0001_0001_0001_0001  # the lowest bit of each quarter of a word
 
@@ -40,6 +41,10 @@ def sign_drop(block: Tensor, thresholds: Tensor, leak: Tensor | None = None) -> 
     >>> sign_drop(torch.tensor([[3.0, 3.0], [-1.0, -1.0], [2.0, 2.0]]), torch.tensor([0.5, 0.9]))
     tensor([ 5., -1.])
     """
+    if use_kernels([block]):
+        from mtobal.ops.kernels import sign_drop as kernel
+
+        return kernel.sign_drop(block, thresholds, leak)
     kept = torch.empty_like(block[0])
     _keep_one_sign(block, thresholds, 1.0, leak, kept, block.new_empty(2, block.shape[1]).unbind())
     return kept
@@ -64,6 +69,21 @@ def random_sign_drop(block: Tensor, generator: torch.Generator, leak: Tensor | N
     -------
     Tensor of shape (n,)
     """
+    return random_sign_drop_of_blocks([block], generator, leak)[0]
+
+
+def random_sign_drop_of_blocks(
+    blocks: Sequence[Tensor], generator: torch.Generator, leak: Tensor | None = None
+) -> list[Tensor]:
+    """Run `random_sign_drop` on several blocks, all on the device of the generator."""
+    if use_kernels(blocks):
+        from mtobal.ops.kernels import sign_drop as kernel
+
+        return kernel.random_sign_drop(blocks, generator, leak)
+    return [_random_sign_drop(block, generator, leak) for block in blocks]
+
+
+def _random_sign_drop(block: Tensor, generator: torch.Generator, leak: Tensor | None) -> Tensor:
     kept = torch.empty_like(block[0])
     parts = list(column_slices(block))
     width = parts[0].stop if parts else 0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtobal.ops.columns import column_slices
+from mtobal.ops.kernels import use_kernels
 
 
 def trimmed_mean(block: Tensor, trim: int) -> Tensor:
@@ -32,6 +33,19 @@ def trimmed_mean(block: Tensor, trim: int) -> Tensor:
     >>> trimmed_mean(torch.tensor([[1.0, -7.0], [2.0, 0.0], [900.0, 1.0]]), trim=1)
     tensor([2., 0.])
     """
+    return trimmed_mean_of_blocks([block], trim)[0]
+
+
+def trimmed_mean_of_blocks(blocks: Sequence[Tensor], trim: int) -> list[Tensor]:
+    """Run `trimmed_mean` on several blocks."""
+    if use_kernels(blocks):
+        from mtobal.ops.kernels import trimmed_mean as kernel
+
+        return kernel.trimmed_mean(blocks, trim)
+    return [_trimmed_mean(block, trim) for block in blocks]
+
+
+def _trimmed_mean(block: Tensor, trim: int) -> Tensor:
     means = torch.empty_like(block[0])
     for columns in column_slices(block):
         rows: Sequence[Tensor] = block[:, columns].unbind()
