@@ -5,6 +5,7 @@ from mtobal.solvers.dual_cone import dual_cone
 from mtobal.solvers.epo import epo_weights
 from mtobal.solvers.equal_angles import equal_angles
 from mtobal.solvers.equilibrium import equilibrium
+from mtobal.solvers.hypervolume import hypervolume, non_dominated
 from mtobal.solvers.min_norm import min_norm
 from mtobal.solvers.nonnegative import SolverError, nonnegative_minimum
 from mtobal.solvers.simplex import simplex_projection
@@ -16,7 +17,9 @@ __all__ = [
     "epo_weights",
     "equal_angles",
     "equilibrium",
+    "hypervolume",
     "min_norm",
+    "non_dominated",
     "nonnegative_minimum",
     "simplex_projection",
 ]

@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from mtobal.solvers.tableau import walk_one, walk_rows
+
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Index = NDArray[np.intp]
@@ -18,6 +20,9 @@ _ROUNDS = 15
 _SMALL = 20
 # Added to the diagonal of a matrix that is not definite: far above rounding, far below the eigenvalues that count.
 _SHIFT = 1e-9
+# Rows of unit length that span nearly as many dimensions as there are rows have squared cosines that add up to
+# less than this for each row. With fewer dimensions, supports are hard to guess.
+_NEARLY_FULL = 2.5
 
 
 class SolverError(RuntimeError):
@@ -53,9 +58,9 @@ def nonnegative_minimum(hessian: Array, linear: Array) -> Array:
 
     The optimality conditions are ``x >= 0``, ``H x - q >= 0`` and ``x_k (H x - q)_k = 0``: the problem is to
     find the support of x. Block principal pivoting guesses it, solves, and exchanges all variables on the wrong
-    side at once; a matrix that is not definite is shifted for it, and the shift taken back by proximal steps.
-    What that does not settle goes the way of Lawson and Hanson: variables enter one at a time, and the objective
-    falls with every support.
+    side at once. What that does not settle, as where H is not definite, goes the way of Lawson and Hanson:
+    variables enter one at a time, and the objective falls with every support. They walk on a tableau, or, where
+    that is lost to rounding, by solving anew on every support.
 
     Parameters
     ----------
@@ -89,20 +94,22 @@ def nonnegative_minimum(hessian: Array, linear: Array) -> Array:
            [1., 1.]])
     """
     definite = _is_definite(hessian)
-    if linear.ndim == 1 and (definite or len(hessian) <= 2 * _SMALL):  # where the walk is short
+    if linear.ndim == 1:
         solution = _block_pivoting(hessian, linear) if definite else None
+        if solution is None:
+            solution = walk_one(hessian, linear)
         return _walk(hessian, linear) if solution is None else solution
-    rows = linear.reshape(-1, len(hessian))
     if definite:
-        # A few steps of descent cost less than the rounds of solving that a better guess saves.
-        steps = min(20, (len(hessian) - 1) // 3)
-        guess = _descend(hessian, rows, steps) if steps else rows
-        solutions, unsettled = _pivot_rows(hessian, rows, guess > 0)
+        solutions, unsettled = _pivot_rows(hessian, linear)
+    elif np.vdot(hessian, hessian) < _NEARLY_FULL * len(hessian):
+        solutions, unsettled = _pivot_rows_shifted(hessian, linear)
     else:
-        solutions, unsettled = _proximal_point(hessian, rows)
-    for row in unsettled:
-        solutions[row] = _walk(hessian, rows[row])
-    return solutions.reshape(linear.shape)
+        solutions, unsettled = np.zeros_like(linear), np.arange(len(linear))
+    if len(unsettled):
+        solutions[unsettled], failing = walk_rows(hessian, linear[unsettled])
+        for row in unsettled[failing]:
+            solutions[row] = _walk(hessian, linear[row])
+    return solutions
 
 
 def _is_definite(matrix: Array) -> bool:
@@ -148,8 +155,11 @@ def _descend(hessian: Array, linear: Array, steps: int) -> Array:
     return x
 
 
-def _pivot_rows(hessian: Array, linear: Array, inside: Mask) -> tuple[Array, Index]:
-    """Do the same for all rows of `linear` at once, from given supports; return solutions and open rows."""
+def _pivot_rows(hessian: Array, linear: Array) -> tuple[Array, Index]:
+    """Do the same for all rows of `linear` at once; return solutions and open rows."""
+    # A few steps of descent cost less than the rounds of solving that a better guess saves.
+    steps = min(20, (len(hessian) - 1) // 3)
+    inside = (_descend(hessian, linear, steps) if steps else linear) > 0
     solutions = np.zeros_like(linear)
     pending = np.arange(len(linear))
     tolerance = 10 * len(hessian) * _EPSILON
@@ -191,34 +201,19 @@ def _minima_on_supports(hessian: Array, linear: Array, inside: Mask) -> Array:
     return minima[:, :size]
 
 
-def _proximal_point(hessian: Array, linear: Array) -> tuple[Array, Index]:
-    """Minimise ``f(x) + s/2 ||x - z||^2`` again and again, with z the last minimum; return x and the open rows.
-
-    The shift s makes the matrix definite. What is left of the gradient is ``s (z - x)``, and where the non-zero
-    eigenvalues of H stand clear of s, each step takes it down by many digits.
-    """
-    size = len(hessian)
-    shifted = hessian + _SHIFT * np.eye(size)
-    pending = np.arange(len(linear))
-    if not _is_definite(shifted):
-        return np.zeros_like(linear), pending
-    noise = 10 * size * _EPSILON * np.abs(linear).max(1)
-    unsettled = np.ones(len(linear), dtype=bool)
-    # Where many x are minima, those near to a good start have its support, and pivoting need not look for one.
-    x = _descend(shifted, linear, min(200, 4 * len(linear)))
-    inside = x > 0
-    for _ in range(4):
-        before = x[pending]
-        x[pending], lost = _pivot_rows(shifted, linear[pending] + _SHIFT * before, inside[pending])
-        still = _SHIFT * np.abs(x[pending] - before).max(1) > noise[pending]
-        still[lost] = True
-        unsettled[pending] = still
-        still[lost] = False  # no further step helps these
-        pending = pending[still]
-        if not len(pending):
-            break
-        inside = x > 0
-    return x, np.flatnonzero(unsettled)
+def _pivot_rows_shifted(hessian: Array, linear: Array) -> tuple[Array, Index]:
+    """Do the same where H is not definite: shift its diagonal, and take that back by a step of refinement."""
+    shifted = hessian + _SHIFT * np.eye(len(hessian))
+    solutions, _ = _pivot_rows(shifted, linear)
+    try:
+        solutions += _minima_on_supports(shifted, linear - solutions @ hessian, solutions > 0)
+    except np.linalg.LinAlgError:  # by rounding, H has eigenvalues below zero
+        return solutions, np.arange(len(linear))
+    solutions = np.maximum(solutions, 0.0)
+    gradient = solutions @ hessian - linear
+    noise = 10 * len(hessian) * _EPSILON * np.sqrt((solutions**2 + linear**2).sum(1))
+    violation = np.where(solutions > 0, np.abs(gradient), -gradient).max(1)
+    return solutions, (violation > noise).nonzero()[0]
 
 
 def _walk(hessian: Array, linear: Array) -> Array:

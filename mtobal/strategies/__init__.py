@@ -1,14 +1,18 @@
 """The catalogue of strategies: one file a method, under the place of the step that it fills."""
 
-from mtobal.strategies import gradient, loss
+from mtobal.strategies import gradient, loss, representation, sharpness, validation
 from mtobal.strategies.base import (
     Aggregation,
     Direction,
     JacobianAggregation,
     LossWeighting,
+    Perturbation,
+    Regulariser,
     RepresentationAggregation,
+    Revision,
     Step,
     Strategy,
+    Validation,
 )
 from mtobal.strategies.card import Card
 from mtobal.strategies.composition import Composition
@@ -23,15 +27,22 @@ __all__ = [
     "Direction",
     "JacobianAggregation",
     "LossWeighting",
+    "Perturbation",
+    "Regulariser",
     "RepresentationAggregation",
+    "Revision",
     "Spec",
     "Step",
     "Strategy",
+    "Validation",
     "aggregate",
     "available",
     "build",
     "gradient",
     "loss",
     "register",
+    "representation",
+    "sharpness",
+    "validation",
     "weights",
 ]

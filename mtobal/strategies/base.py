@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtobal.errors import UsageError
+from mtobal.gradients import Landscape, LookAhead, Point
 from mtobal.ops import Jacobian
 from mtobal.strategies.card import Card, Heads, Reads
 
@@ -68,6 +69,8 @@ class Strategy(nn.Module):
     ----------
     looks_again : bool
         Whether the strategy wants the losses of the same batch once more, after the optimizer's step.
+    looks_ahead : bool
+        Whether the strategy tries out steps before each step, and wants a validation batch for it.
     generator : torch.Generator or None
         Source of all random draws of the strategy, on the CPU so that every rank draws the same.
     optimizer : torch.optim.Optimizer or None
@@ -79,6 +82,7 @@ class Strategy(nn.Module):
     forward_passes: ClassVar[str] = "1"
     backward_passes: ClassVar[str]
     looks_again: ClassVar[bool] = False
+    looks_ahead: ClassVar[bool] = False
     card: ClassVar[Card] = Card()
 
     def __init__(self) -> None:
@@ -95,6 +99,9 @@ class Strategy(nn.Module):
 
     def look_again(self, step: Step) -> None:
         """Learn from the losses of the same batch after the optimizer's step, where `looks_again` is set."""
+
+    def look_ahead(self, ahead: LookAhead) -> None:
+        """Try out steps before a step, where `looks_ahead` is set, and learn from them."""
 
     def end_epoch(self) -> None:
         """Take note that an epoch of training has ended."""
@@ -258,6 +265,70 @@ class JacobianAggregation(Aggregation):
         Direction
         """
         raise NotImplementedError
+
+
+class Perturbation(Strategy):
+    """Chooses the points at which the gradients of the tasks are taken, in place of where the parameters stand.
+
+    It wraps whatever aggregation there is. The losses that it is shown are those under the loss weights.
+
+    Attributes
+    ----------
+    keeps_clean : bool
+        Whether an aggregation is shown 2 A rows: the gradients where the parameters stand, and by how much those
+        at the chosen points differ from them. Otherwise it is shown the gradients at the chosen points.
+    max_norm : float
+        The largest norm of the direction on the shared parameters; zero means no clipping.
+    """
+
+    place = "perturbation"
+    reads: ClassVar[Reads] = "gradients"
+    keeps_clean: bool = False
+    max_norm: float = 0.0
+
+    def points(self, landscape: Landscape, step: Step, weights: Tensor) -> Iterator[Point]:
+        """Go through the points, each with the tasks whose gradients are taken there.
+
+        Parameters
+        ----------
+        landscape : Landscape
+            The losses of the batch as functions of the parameters, without loss scale.
+        step : Step
+            The step at hand.
+        weights : Tensor of shape (A,)
+            The loss weights.
+
+        Yields
+        ------
+        Point
+            Numbers of active tasks, every task in one of them, and offsets by the place of the parameter.
+        """
+        raise NotImplementedError
+
+    def wrap(self, aggregation: Aggregation) -> None:
+        """Take note of the aggregation that it is composed with, if there is one."""
+        if aggregation.reads == "representation":
+            raise UsageError(
+                f"{self.card.name!r} and {aggregation.card.name!r} do not go together: one takes the gradients of "
+                "the parameters at other points, the other those of the representation."
+            )
+
+    @property
+    def wrapped(self) -> list[Strategy]:
+        """Further strategies that it holds."""
+        return []
+
+    def weights(self, aggregation: Aggregation, gramian: Tensor, step: Step) -> Tensor:
+        """Return one weight a row, given the Gramian of the rows under the loss weights."""
+        return aggregation.weights(gramian, step)
+
+    def direct(self, aggregation: JacobianAggregation, jacobian: Jacobian, step: Step) -> Direction:
+        """Return the direction on the native scale, given the rows under the loss weights."""
+        return aggregation.direct(jacobian, step)
+
+    def clip(self, norm: float) -> float:
+        """Return the factor on a direction of this norm."""
+        return self.max_norm / norm if 0 < self.max_norm < norm else 1.0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Reads = Literal["losses", "gramian", "jacobian", "representation", "validation"]
+Reads = Literal["losses", "gramian", "jacobian", "gradients", "representation", "validation"]
 Scale = Literal["sum", "mean", "own"]
 Heads = Literal["raw", "weighted"]
 

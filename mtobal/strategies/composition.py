@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from mtobal.errors import UsageError
+from mtobal.gradients import LookAhead
 from mtobal.ops import Jacobian
 from mtobal.strategies.base import (
     Aggregation,
     Direction,
     JacobianAggregation,
     LossWeighting,
+    Perturbation,
     Regulariser,
     Revision,
     Step,
@@ -29,7 +31,7 @@ class Composition(nn.Module):
     A loss weighting with weights lambda turns losses L and Gramian G into ``lambda L`` and
     ``diag(lambda) G diag(lambda)``; the aggregation answers with w, and the gradient of the shared parameters
     becomes ``sum_k lambda_k w_k g_k``. A place left empty weighs every task with one. Weights that a revision
-    takes from validations are factors of lambda.
+    takes from validations are factors of lambda. A perturbation changes where the gradients g_k are taken.
 
     Parameters
     ----------
@@ -44,6 +46,7 @@ class Composition(nn.Module):
         self.spec = spec
         self.loss_weighting: LossWeighting | None = None
         self.aggregation: Aggregation | None = None
+        self.perturbation: Perturbation | None = None
         self.revision: Revision | None = None
         self.regulariser: Regulariser | None = None
         for strategy in strategies:
@@ -51,12 +54,15 @@ class Composition(nn.Module):
                 self._place("loss_weighting", strategy)
             elif isinstance(strategy, Aggregation):
                 self._place("aggregation", strategy)
+            elif isinstance(strategy, Perturbation):
+                self._place("perturbation", strategy)
             elif isinstance(strategy, Revision):
                 self._place("revision", strategy)
             elif isinstance(strategy, Regulariser):
                 self._place("regulariser", strategy)
             else:
                 raise UsageError(f"strategy spec {spec!r}: {strategy!r} fills no place of the step.")
+        self._wrap(self.perturbation, self.aggregation)
 
     def _place(self, attribute: str, strategy: Strategy) -> None:
         taken = getattr(self, attribute)
@@ -67,6 +73,10 @@ class Composition(nn.Module):
                 f"{strategy.place!r}; keep one of them."
             )
         setattr(self, attribute, strategy)
+
+    def _wrap(self, perturbation: Perturbation | None, aggregation: Aggregation | None) -> None:
+        if perturbation is not None and aggregation is not None:
+            perturbation.wrap(aggregation)
 
     def __repr__(self) -> str:
         return f"Composition({self.spec!r})"
@@ -93,7 +103,8 @@ class Composition(nn.Module):
         Parameters
         ----------
         gramian : Tensor of shape (A, A)
-            Gramian of the gradients of the raw losses, float64 on the CPU.
+            Gramian of the gradients of the raw losses, float64 on the CPU. A perturbation that keeps the gradients
+            of where the parameters stand gets (2 A, 2 A).
         step : Step
             The step with the raw losses.
         loss_weights : Tensor of shape (A,)
@@ -102,13 +113,17 @@ class Composition(nn.Module):
         Returns
         -------
         Tensor of shape (A,)
-            To be multiplied with the loss weights, float64 on the CPU.
+            One weight a row, to be multiplied with the loss weights, float64 on the CPU.
         """
         if self.aggregation is None:
             return torch.ones(len(gramian), dtype=torch.float64)
-        scales = loss_weights.to("cpu", torch.float64)
+        scales = loss_weights.to("cpu", torch.float64).repeat(len(gramian) // len(loss_weights))
         weighted_step = _weighted(step, loss_weights)
-        weights = self.aggregation.weights(scales[:, None] * gramian * scales, weighted_step)
+        weighted = scales[:, None] * gramian * scales
+        if self.perturbation is None:
+            weights = self.aggregation.weights(weighted, weighted_step)
+        else:
+            weights = self.perturbation.weights(self.aggregation, weighted, weighted_step)
         weights = weights.to("cpu", torch.float64)
         if weights.shape != scales.shape:
             raise UsageError(
@@ -123,8 +138,12 @@ class Composition(nn.Module):
         """
         assert isinstance(self.aggregation, JacobianAggregation)
         if self.loss_weighting is not None or self.revision is not None:
-            jacobian = jacobian.scaled(loss_weights)
-        found = self.aggregation.direct(jacobian, _weighted(step, loss_weights))
+            jacobian = jacobian.scaled(loss_weights.repeat(len(jacobian.blocks[0]) // len(loss_weights)))
+        weighted_step = _weighted(step, loss_weights)
+        if self.perturbation is None:
+            found = self.aggregation.direct(jacobian, weighted_step)
+        else:
+            found = self.perturbation.direct(self.aggregation, jacobian, weighted_step)
         factor = self.aggregation.factor(step)
         if factor == 1.0:
             return found
@@ -141,19 +160,36 @@ class Composition(nn.Module):
     @property
     def strategies(self) -> list[Strategy]:
         """The strategies of the places that are filled."""
-        places = (self.loss_weighting, self.aggregation, self.revision, self.regulariser)
-        return [strategy for strategy in places if strategy is not None]
+        places = (self.loss_weighting, self.aggregation, self.perturbation, self.revision, self.regulariser)
+        filled: list[Strategy] = [strategy for strategy in places if strategy is not None]
+        return filled if self.perturbation is None else [*filled, *self.perturbation.wrapped]
 
     @property
     def looks_again(self) -> bool:
         """Whether a strategy wants the losses of the same batch once more after the optimizer's step."""
         return any(strategy.looks_again for strategy in self.strategies)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a batch is run more than once, with the random numbers of the first run."""
+        return self.looks_again or self.perturbation is not None
+
     def look_again(self, step: Step) -> None:
         """Let the strategies that look again learn from the losses after the optimizer's step."""
         for strategy in self.strategies:
             if strategy.looks_again:
                 strategy.look_again(step)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a strategy tries out steps before each step."""
+        return any(strategy.looks_ahead for strategy in self.strategies)
+
+    def look_ahead(self, ahead: LookAhead) -> None:
+        """Let the strategies that look ahead try out steps."""
+        for strategy in self.strategies:
+            if strategy.looks_ahead:
+                strategy.look_ahead(ahead)
 
     def random_states(self) -> list[Tensor]:
         """Return the states of all random generators."""
@@ -182,8 +218,11 @@ class Composition(nn.Module):
         """
         if self.loss_weighting is not None:
             self.loss_weighting.update(step)
+        shown = step if loss_weights is None else _weighted(step, loss_weights)
         if self.aggregation is not None:
-            self.aggregation.update(step if loss_weights is None else _weighted(step, loss_weights))
+            self.aggregation.update(shown)
+        if self.perturbation is not None:
+            self.perturbation.update(shown)
 
 
 def _weighted(step: Step, loss_weights: Tensor) -> Step:

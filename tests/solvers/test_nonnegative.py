@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtobal.solvers import nonnegative, nonnegative_minimum
+from mtobal.solvers.tableau import walk_one, walk_rows
 
 
 def problem(seed: int, size: int, rank: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,14 +47,43 @@ def test_a_hundred_variables(rank: int) -> None:
         assert_optimal(hessian, row, x)
 
 
+@pytest.mark.parametrize("rank", [12, 25])
 @pytest.mark.parametrize("seed", range(20))
-def test_the_walk_alone_finds_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Block pivoting may give up on any problem; what takes over must not depend on it."""
-    hessian, linear = problem(seed, 15, 25, 15)
+@pytest.mark.parametrize("lost", ["pivoting", "pivoting and tableaux"])
+def test_what_takes_over_finds_the_same(seed: int, rank: int, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block pivoting may give up on any problem, and a tableau too; what takes over must not depend on it."""
+    hessian, linear = problem(seed, 15, rank, 15)
     expected = nonnegative_minimum(hessian, linear)
     monkeypatch.setattr(nonnegative, "_ROUNDS", 0)
-    np.testing.assert_allclose(nonnegative_minimum(hessian, linear), expected, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(nonnegative_minimum(hessian, linear[0]), expected[0], rtol=1e-9, atol=1e-12)
+    if lost == "pivoting and tableaux":
+        monkeypatch.setattr(nonnegative, "walk_one", lambda hessian, linear: None)
+        monkeypatch.setattr(nonnegative, "walk_rows", lambda hessian, linear: (0 * linear, np.full(15, True)))
+    for x, alone, row in zip(nonnegative_minimum(hessian, linear), expected, linear, strict=True):
+        assert_optimal(hessian, row, x)
+        np.testing.assert_allclose(hessian @ x, hessian @ alone, rtol=1e-9, atol=1e-10)
+    assert_optimal(hessian, linear[0], nonnegative_minimum(hessian, linear[0]))
+
+
+@pytest.mark.parametrize("rank", [3, 6, 11, 12, 20])
+@pytest.mark.parametrize("seed", range(10))
+def test_tableaux_walk_to_the_solution(seed: int, rank: int) -> None:
+    """One by one and side by side, also where the rows span few dimensions and H is far from definite."""
+    hessian, linear = problem(seed, 12, rank, 9)
+    together, failing = walk_rows(hessian, linear)
+    assert not failing.any()
+    for row, x in zip(linear, together, strict=True):
+        alone = walk_one(hessian, row)
+        assert alone is not None
+        assert_optimal(hessian, row, x)
+        assert_optimal(hessian, row, alone)
+
+
+def test_a_tableau_does_not_answer_where_there_is_no_solution() -> None:
+    """Along x = (t, t) the objective falls for ever."""
+    hessian, linear = np.array([[1.0, -1.0], [-1.0, 1.0]]), np.array([1.0, 0.5])
+    assert walk_one(hessian, linear) is None
+    _, failing = walk_rows(hessian, np.vstack([linear, [-1.0, -1.0]]))
+    np.testing.assert_array_equal(failing, [True, False])
 
 
 def test_without_a_positive_linear_term_the_minimum_is_zero() -> None:

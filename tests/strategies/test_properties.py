@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import mtobal
+from mtobal.gradients import LookAhead
 from mtobal.ops import Jacobian
 from mtobal.strategies import Card, Composition, JacobianAggregation, Step, build
 
@@ -31,6 +32,8 @@ def direction(strategy: Composition, jacobian: Tensor, losses: Tensor, tasks: tu
     # The rows serve as samples of a representation for the strategies that read one.
     step = Step(tasks, tuple(range(len(tasks))), losses, representation=jacobian[0].reshape(2, -1))
     rows = jacobian.double()
+    ahead = surroundings(jacobian, losses, tasks)
+    strategy.look_ahead(ahead)
     loss_weights = strategy.loss_weights(step)
     if isinstance(strategy.aggregation, JacobianAggregation):
         found = strategy.aggregation_direction(as_jacobian(jacobian), step, loss_weights)
@@ -43,7 +46,18 @@ def direction(strategy: Composition, jacobian: Tensor, losses: Tensor, tasks: tu
     strategy.update(step, loss_weights)
     if strategy.looks_again:
         strategy.look_again(replace(step, losses=0.9 * losses))
-    return moved
+    return moved if ahead.extra is None else moved + ahead.extra[0].double()
+
+
+def surroundings(jacobian: Tensor, losses: Tensor, tasks: tuple[str, ...]) -> LookAhead:
+    """Linear losses of these values and gradients, and curved ones for the validation."""
+    point = nn.Parameter(torch.zeros_like(jacobian[0]))
+
+    def run(curvature: float) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+        values = losses + jacobian @ point + curvature * (point - 1.0).square().sum()
+        return tasks, dict(zip(tasks, values.unbind(), strict=True))
+
+    return LookAhead(None, torch.optim.SGD([point], lr=0.1), lambda: run(0.0), lambda: run(0.5))
 
 
 def as_jacobian(jacobian: Tensor) -> Jacobian:

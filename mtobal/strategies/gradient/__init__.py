@@ -11,6 +11,7 @@ from mtobal.strategies.gradient.epo import EPO
 from mtobal.strategies.gradient.excess_mtl import ExcessMTL
 from mtobal.strategies.gradient.fairgrad import FairGrad
 from mtobal.strategies.gradient.graddrop import GradDrop
+from mtobal.strategies.gradient.gradient_influence import GradientInfluence
 from mtobal.strategies.gradient.gradnorm import GradNorm
 from mtobal.strategies.gradient.gradvac import GradVac
 from mtobal.strategies.gradient.imtl import IMTL
@@ -45,6 +46,7 @@ __all__ = [
     "GradDrop",
     "GradNorm",
     "GradVac",
+    "GradientInfluence",
     "Krum",
     "MoCo",
     "MoDo",

@@ -12,12 +12,14 @@ from mtobal.errors import UsageError
 from mtobal.solvers.nonnegative import Array, unit_rows
 from mtobal.strategies.base import Aggregation, Step
 from mtobal.strategies.card import Card
-from mtobal.strategies.loss.per_task import PerTask, check_per_task, per_task
+from mtobal.strategies.per_task import PerTask, check_per_task, per_task
 from mtobal.strategies.registry import register
 
 ScaleMode = Literal["min", "median", "mean"]
 # A ratio of eigenvalues down to which the smaller one keeps eleven digits.
 _SAFE_RATIO = 1e-4
+# The squared sine of the angle between each row and those before it, above which none is near to dependent.
+_INDEPENDENT = 1e-2
 
 
 def aligned_mtl_weights(
@@ -60,36 +62,49 @@ def aligned_mtl_weights(
     >>> aligned_mtl_weights(gramian, torch.ones(2, dtype=torch.float64))
     tensor([1.0000, 0.6667], dtype=torch.float64)
     """
-    values, vectors = _positive_part(gramian.numpy(), eps)
+    values, vectors = _positive_part(gramian, eps)
     if not len(values):
         return preference
     scale = {"min": values[0], "median": values[(len(values) - 1) // 2], "mean": values.mean()}[scale_mode]
     return torch.from_numpy(vectors @ (np.sqrt(scale / values) * (preference.numpy() @ vectors)))
 
 
-def _positive_part(gramian: Array, eps: float) -> tuple[Array, Array]:
+def _positive_part(gramian: Tensor, eps: float) -> tuple[Array, Array]:
     """Return the eigenvalues above the tolerance, in ascending order, and their eigenvectors."""
-    values, vectors = np.linalg.eigh(gramian)
-    if not values[0] > _SAFE_RATIO * values[-1]:
+    squared_norms = gramian.numpy().diagonal()
+    graded = not squared_norms.min() > _SAFE_RATIO * squared_norms.max()  # the eigenvalues are further apart yet
+    if not graded:
+        values, vectors = (part.numpy() for part in torch.linalg.eigh(gramian))
+        graded = not values[0] > _SAFE_RATIO * values[-1]
+    if graded:
         values, vectors = _graded_eigh(gramian, eps)
-    kept = values > len(gramian) * eps * values[-1]
-    return values[kept], vectors[:, kept]
+    first = np.count_nonzero(values <= len(gramian) * eps * values[-1:])
+    return values[first:], vectors[:, first:]
 
 
-def _graded_eigh(gramian: Array, eps: float) -> tuple[Array, Array]:
+def _graded_eigh(gramian: Tensor, eps: float) -> tuple[Array, Array]:
     """Find the eigenvalues of rows of very different lengths, each exact on its own scale.
 
     They are the squared singular values of a factor of G with rows as long as the gradients. From the longest row
     to the shortest, its decomposition does not mix the scales.
     """
-    order = (-gramian.diagonal()).argsort()
-    cosines, norms = unit_rows(gramian[order][:, order])
+    order = (-gramian.numpy().diagonal()).argsort()
+    ordered = torch.from_numpy(gramian.numpy()[order][:, order])
+    factor, failed = torch.linalg.cholesky_ex(ordered)
+    if failed or not (factor.diagonal() ** 2 > _INDEPENDENT * ordered.diagonal()).all():
+        factor = _dependent_factor(ordered.numpy(), eps)
+    left, roots, _ = (part.numpy() for part in torch.linalg.svd(factor, full_matrices=False))
+    vectors = np.empty_like(left)
+    vectors[order] = left
+    return roots[::-1] ** 2, vectors[:, ::-1]
+
+
+def _dependent_factor(gramian: Array, eps: float) -> Tensor:
+    """Return F with ``G = F F^T``, of as many columns as there are independent rows."""
+    cosines, norms = unit_rows(gramian)
     squares, axes = np.linalg.eigh(cosines)
     kept = squares > len(gramian) * eps * squares[-1]
-    left, roots, _ = np.linalg.svd(norms[:, None] * axes[:, kept] * np.sqrt(squares[kept]), full_matrices=False)
-    vectors = np.empty_like(left)
-    vectors[order] = left[:, ::-1]
-    return roots[::-1] ** 2, vectors
+    return torch.from_numpy(norms[:, None] * axes[:, kept] * np.sqrt(squares[kept]))
 
 
 @register("aligned_mtl")

@@ -11,8 +11,9 @@ from torch import Tensor
 from mtobal.errors import UsageError
 from mtobal.ops import Jacobian
 from mtobal.solvers.nonnegative import unit_rows
-from mtobal.strategies.base import Direction, JacobianAggregation, Step
+from mtobal.strategies.base import Aggregation, Direction, JacobianAggregation, Step
 from mtobal.strategies.card import Card, Reads
+from mtobal.strategies.gradient.visits import draw_visits
 from mtobal.strategies.registry import register
 
 Granularity = Literal["whole", "layer", "matrix"]
@@ -132,7 +133,10 @@ class GradVac(JacobianAggregation):
     def __init__(
         self, beta: float = 0.5, granularity: Granularity = "whole", seed: int = 0, **common: Any
     ) -> None:
-        super().__init__(**common)
+        if granularity == "whole":
+            Aggregation.__init__(self, **common)  # it has task weights, and the heads may get them
+        else:
+            super().__init__(**common)
         if not 0 <= beta <= 1:
             raise UsageError(f"gradvac: beta must lie between 0 and 1, not {beta}.")
         self.beta = beta
@@ -174,7 +178,7 @@ class GradVac(JacobianAggregation):
 
     def _solve(self, gramians: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
         """Return the weights of each group; all groups share the orders of the step."""
-        orders = self._draw_orders(len(step.active))
+        orders = draw_visits(len(step.active), self.generator)
         active = list(step.active)
         found: dict[str, Tensor] = {}
         self._next = {}
@@ -187,12 +191,6 @@ class GradVac(JacobianAggregation):
                 found[group], moved = gradvac_weights(gramian, targets[pairs], orders, self.beta)
                 self._next[group] = targets.index_put(pairs, moved)
         return found
-
-    def _draw_orders(self, num_tasks: int) -> Tensor:
-        """Draw one permutation of the other tasks for each task."""
-        draws = torch.rand(num_tasks, num_tasks, generator=self.generator).numpy()
-        np.fill_diagonal(draws, 2.0)  # sorts each task behind all the others of its row
-        return torch.from_numpy(draws.argsort(axis=1)[:, :-1])
 
     def _targets(self, group: str, step: Step) -> Tensor:
         size = len(step.tasks)

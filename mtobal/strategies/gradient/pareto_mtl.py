@@ -14,7 +14,7 @@ from mtobal.errors import UsageError
 from mtobal.solvers import min_norm
 from mtobal.strategies.base import Aggregation, Step
 from mtobal.strategies.card import Card
-from mtobal.strategies.loss.per_task import PerTask, check_per_task, per_task
+from mtobal.strategies.per_task import PerTask, check_per_task, per_task
 from mtobal.strategies.registry import register
 
 

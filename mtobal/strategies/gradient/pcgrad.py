@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtobal.strategies.base import Aggregation, Step
 from mtobal.strategies.card import Card
+from mtobal.strategies.gradient.visits import draw_visits
 from mtobal.strategies.registry import register
 
 
@@ -85,10 +86,4 @@ class PCGrad(Aggregation):
         self.generator = torch.Generator().manual_seed(seed)
 
     def solve(self, gramian: Tensor, step: Step) -> Tensor:
-        return pcgrad_weights(gramian, self._draw_orders(len(gramian)))
-
-    def _draw_orders(self, num_tasks: int) -> Tensor:
-        """Draw one permutation of the other tasks for each task."""
-        draws = torch.rand(num_tasks, num_tasks, generator=self.generator).numpy()
-        np.fill_diagonal(draws, 2.0)  # sorts each task behind all the others of its row
-        return torch.from_numpy(draws.argsort(axis=1)[:, :-1])
+        return pcgrad_weights(gramian, draw_visits(len(gramian), self.generator))

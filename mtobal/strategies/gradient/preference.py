@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtobal.strategies.base import Step
-from mtobal.strategies.loss.per_task import PerTask, per_task
+from mtobal.strategies.per_task import PerTask, per_task
 
 
 def normalized_preference(strategy: str, preference: PerTask | None, step: Step) -> Tensor:

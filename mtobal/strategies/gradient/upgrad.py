@@ -12,7 +12,7 @@ from mtobal.solvers import dual_cone
 from mtobal.strategies.base import Aggregation, Step
 from mtobal.strategies.card import Card
 from mtobal.strategies.gradient.preference import normalized_preference
-from mtobal.strategies.loss.per_task import PerTask, check_per_task
+from mtobal.strategies.per_task import PerTask, check_per_task
 from mtobal.strategies.registry import register
 
 

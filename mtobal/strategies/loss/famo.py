@@ -8,7 +8,7 @@ from mtobal.errors import UsageError
 from mtobal.strategies.base import Step
 from mtobal.strategies.card import Card
 from mtobal.strategies.loss.learned import LearnedWeighting
-from mtobal.strategies.loss.per_task import PerTask, check_per_task, per_task
+from mtobal.strategies.per_task import PerTask, check_per_task, per_task
 from mtobal.strategies.registry import register
 
 # Added to the distance of a loss from its lower bound, as in the official code.

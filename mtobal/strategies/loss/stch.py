@@ -10,8 +10,8 @@ from mtobal.errors import UsageError
 from mtobal.strategies.base import Step
 from mtobal.strategies.card import Card
 from mtobal.strategies.loss.epochs import EpochWeighting, fill, of_active, share
-from mtobal.strategies.loss.per_task import PerTask, check_per_task, per_task
 from mtobal.strategies.loss.positive import FLOOR, log_slopes, positive_losses
+from mtobal.strategies.per_task import PerTask, check_per_task, per_task
 from mtobal.strategies.registry import register
 
 

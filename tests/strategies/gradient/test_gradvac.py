@@ -140,6 +140,17 @@ def test_state_of_groups_continues_bit_for_bit(granularity: str, tmp_path) -> No
     assert all(map(torch.equal, run(original, range(3, 6)), run(resumed, range(3, 6))))
 
 
+def test_heads_get_the_weights_of_the_whole() -> None:
+    strategy = build("gradvac(heads=weighted)")
+    rows = random_rows(3)
+    step, ones = Step.of(3), torch.ones(3, dtype=torch.float64)
+    weights = strategy.aggregation_weights(rows @ rows.T, step, ones)
+    assert not torch.equal(weights, ones)
+    assert torch.equal(strategy.head_weights(weights, step, ones), weights)
+    with pytest.raises(UsageError, match="no task weights that the heads could get"):
+        build("gradvac(heads=weighted, granularity=layer)")
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(UsageError, match="beta must lie between 0 and 1, not 2"):
         build("gradvac(beta=2)")
