@@ -13,13 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtobal.balancer.again import Again, Closure, Losses
 from mtobal.balancer.guard import Guard, Policy
 from mtobal.errors import UsageError
 from mtobal.gradients import (
     Accumulated,
     Backward,
     Decoded,
+    Landscape,
+    LookAhead,
+    NotFiniteAhead,
     Partition,
+    Point,
     Ranks,
     RepresentationGradients,
     RNGState,
@@ -30,17 +35,17 @@ from mtobal.gradients import (
     cut_at,
     declared_shared,
     find_partition,
+    keep_buffers,
     replayed,
     rng_state,
     run_decoders,
+    split,
+    stacked,
     when_backward_ends,
 )
-from mtobal.ops import cosines
+from mtobal.ops import pairwise_cosines
 from mtobal.strategies import Composition, Spec, Step, build
 from mtobal.strategies.spec import parse
-
-Losses = Mapping[str, Tensor | None]
-Closure = Callable[[], Losses | tuple[Losses, Tensor]]
 
 
 class Balancer:
@@ -132,6 +137,15 @@ class Balancer:
         self._shared = None if shared is None or model is None else declared_shared(model, shared)
         aggregation = self.strategy.aggregation
         self.gradients = Scheme(parse(gradients), "losses" if aggregation is None else aggregation.reads)
+        if self.strategy.perturbation is not None and (
+            self.gradients.reads_representation or self.gradients.every > 1
+        ):
+            raise UsageError(
+                f"{self.strategy.spec!r} takes gradients of the parameters at other points in every step: choose "
+                "auto, loop, ghost or batched for gradients=, without every."
+            )
+        if aggregation is not None:
+            keep_buffers()
         self._trainable: tuple[int, ...] = ()
         self._walked: frozenset[str] = frozenset()  # tasks whose graph has been searched for parameters
         self.guard = Guard(nonfinite, patience)
@@ -141,13 +155,20 @@ class Balancer:
         self._applied: _Applied | None = None
         self._randomness: list[Tensor] | None = None  # of the strategies, before the step at hand
         self._solution: _Solution | None = None  # kept where one serves several steps
+        self._ahead: LookAhead | None = None  # what the strategies have seen of the step to come
 
     def __repr__(self) -> str:
         return f"Balancer({self.strategy.spec!r}, tasks={self.tasks})"
 
     # ------------------------------------------------------------------ the balanced loss
 
-    def __call__(self, losses: Losses, *, representation: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        losses: Losses,
+        *,
+        representation: Tensor | None = None,
+        again: Closure | tuple[Closure, RNGState] | None = None,
+    ) -> Tensor:
         """Join the losses of one batch into the balanced loss.
 
         Parameters
@@ -156,6 +177,10 @@ class Balancer:
             A task that is None or absent sits this step out.
         representation : Tensor, optional
             The output of the shared encoder that all decoders read, for strategies that read it.
+        again : callable, or pair of a callable and RNGState, optional
+            Runs the model on the same batch once more and returns what it returned for this call, for strategies
+            that take gradients at other points; the backward pass calls it. With what `rng_state` returned before
+            the first run, it draws the same random numbers.
 
         Returns
         -------
@@ -169,15 +194,25 @@ class Balancer:
         NotFiniteError
             A loss that is not finite, by the policy or for the `patience`-th time in a row.
         UsageError
-            No loss, a task that was not there at the first step, a loss that is no scalar or has no graph, or no
-            parameter that two tasks share.
+            No loss, a task that was not there at the first step, a loss that is no scalar or has no graph, no
+            parameter that two tasks share, a strategy that has not looked ahead of this step, or one that needs
+            `again` and has not got it.
         """
         ranks = Ranks.now()
         present = self._present(losses, alone=ranks.size == 1)
         if not torch.is_grad_enabled():
             return torch.stack([loss.detach() for loss in present.values()]).sum()
+        if self._ahead is None and self.strategy.looks_ahead:
+            raise UsageError(
+                f"{self.strategy.spec!r} looks ahead of each step: train with balancer.step(closure, optimizer, "
+                "validation=...), or call balancer.look_ahead(closure, optimizer, validation=...) before this."
+            )
+        ahead, self._ahead = self._ahead, None
         assert self.tasks is not None
         device = next(iter(present.values())).device.type if present else "cpu"
+        repeat = None
+        if self.strategy.perturbation is not None:
+            repeat = Again.of(again, device, self.strategy.spec)
         with torch.autocast(device, enabled=False):  # it would run products of gradients in half precision
             self.guard.begin()
             step, bad = self._share(present, representation, ranks)
@@ -185,29 +220,36 @@ class Balancer:
                 self.guard.caught([self.tasks[task] for task in bad], "loss")
                 present = {task: loss for task, loss in present.items() if self.tasks.index(task) not in bad}
                 step = _restricted(step, [task for task in step.active if task not in bad])
+            elif ahead is not None and ahead.broken:
+                self.guard.caught(ahead.broken, "loss or a gradient ahead of the step")
             self._find_parameters(present, ranks)
             assert self.partition is not None
-            parameters = tuple(self.partition.parameters.values())
+            parameters = self._inputs(ranks)
             self._randomness = self.strategy.random_states()
             self.skipped = bool(bad) and (self.guard.policy == "skip" or not step.active)
+            self.skipped |= ahead is not None and bool(ahead.broken)
             if self.skipped:
                 assert step.losses is not None
                 return attach_backward(step.losses.sum(), partial(self._skip, ranks), parameters)
             aggregates = self.strategy.aggregation is not None
-            if not present and not aggregates:  # another rank has losses
-                return attach_backward(torch.zeros(()), lambda _: self._nothing(ranks), parameters)
             assert step.losses is not None
             # Weights of accumulated batches are those of all of them, which are not here yet.
-            joins = aggregates and (self._accumulates or self._accumulated is not None)
+            joins = aggregates and repeat is None and (self._accumulates or self._accumulated is not None)
             weights = torch.ones_like(step.losses) if joins else self.strategy.loss_weights(step)
             value = (weights * step.losses).sum()
-            if not aggregates:
+            backward: Backward
+            if repeat is not None:
+                backward, inputs = self._perturb(step, weights, present, repeat, ranks), parameters
+            elif not aggregates:
                 inputs = tuple(present.values())
                 local = [step.tasks.index(task) for task in present]
-                return attach_backward(value, self._weigh(step, weights, local, inputs, ranks), inputs)
-            return attach_backward(
-                value, self._aggregate(step, weights, present, representation, ranks), parameters
-            )
+                backward = self._weigh(step, weights, local, inputs, ranks)
+                if ranks.size > 1 and (bad or not present):  # the reducer waits for parameters of other tasks, too
+                    backward, inputs = _with_zeros(backward, parameters), (*inputs, *parameters)
+            else:
+                backward, inputs = self._aggregate(step, weights, present, representation, ranks), parameters
+            balanced = attach_backward(value, backward, inputs)
+            return balanced if ahead is None or ahead.extra is None else balanced + self._further(ahead)
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
@@ -216,7 +258,8 @@ class Balancer:
         Call the balancer and its backward inside for every batch but the last of an optimizer's step, and outside
         for the last one. Aggregation then sees the gradients of all batches together, and the update is that of
         one large batch. Without it, each batch is aggregated alone. A strategy that only weighs losses weighs
-        each batch by its own losses, and learns from the mean losses of all.
+        each batch by its own losses, and learns from the mean losses of all. So does one that takes gradients at
+        other points: each batch chooses its points and is aggregated alone.
 
         Examples
         --------
@@ -252,11 +295,13 @@ class Balancer:
         assert self.partition is not None
         ranks = Ranks.now()
         self._randomness = self.strategy.random_states()
-        parameters = tuple(self.partition.parameters.values())
+        parameters = self._inputs(ranks)
         device = parameters[0].device
         return attach_backward(torch.zeros((), device=device), lambda c: self._flush(c, ranks), parameters)
 
-    def step(self, closure: Closure, optimizer: torch.optim.Optimizer) -> Tensor:
+    def step(
+        self, closure: Closure, optimizer: torch.optim.Optimizer, *, validation: Closure | None = None
+    ) -> Tensor:
         """Take a whole training step.
 
         Parameters
@@ -266,6 +311,8 @@ class Balancer:
             representation. Strategies that look at the batch more than once call it again.
         optimizer : torch.optim.Optimizer
             The user's; its gradients are cleared first.
+        validation : callable, optional
+            Runs the model on another batch, for strategies that look ahead, as `look_ahead` describes.
 
         Returns
         -------
@@ -273,14 +320,59 @@ class Balancer:
             The balanced loss, detached.
         """
         optimizer.zero_grad()
-        before = rng_state() if self.strategy.looks_again else None
+        self.look_ahead(closure, optimizer, validation=validation)
+        before = rng_state() if self.strategy.repeats else None
         losses, representation = _outcome(closure())
-        loss = self(losses, representation=representation)
+        again = closure if before is None else (closure, before)
+        loss = self(losses, representation=representation, again=again)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if before is not None and not self.skipped:
+        if before is not None and self.strategy.looks_again and not self.skipped:
             self.look_again([(closure, before)])
         return loss.detach()
+
+    def look_ahead(
+        self, closure: Closure, optimizer: torch.optim.Optimizer, *, validation: Closure | None = None
+    ) -> None:
+        """Let the strategies that look ahead try out the step that is to come; others do nothing.
+
+        The model runs on the same batches several times, each with the random numbers of the first run, at points
+        where a step might lead. Afterwards parameters, buffers, gradients and generators are what they were.
+
+        Parameters
+        ----------
+        closure : callable
+            As in `step`.
+        optimizer : torch.optim.Optimizer
+            The user's: its learning rates, momentum and weight decay say where a step leads.
+        validation : callable, optional
+            Runs the model on another batch, in the same way; best one that it is not trained on. By default the
+            training batch serves as such.
+        """
+        if not self.strategy.looks_ahead:
+            return
+
+        def run(closure: Closure) -> tuple[tuple[str, ...], Mapping[str, Tensor]]:
+            present = self._present(_outcome(closure())[0], alone=True)
+            assert self.tasks is not None
+            return self.tasks, present
+
+        out: set[str] | None = None  # tasks that are going to sit the step out
+
+        def train() -> tuple[tuple[str, ...], Mapping[str, Tensor]]:
+            nonlocal out
+            tasks, present = run(closure)
+            if out is None:
+                drops = self.guard.policy == "drop_task" and Ranks.now().size == 1
+                out = {task for task, loss in present.items() if drops and not loss.isfinite()}
+            return tasks, {task: loss for task, loss in present.items() if task not in out} or present
+
+        ahead = LookAhead(self.model, optimizer, train, None if validation is None else partial(run, validation))
+        try:
+            self.strategy.look_ahead(ahead)
+        except NotFiniteAhead as found:  # the step, which is skipped, says so
+            ahead.broken = found.tasks
+        self._ahead = ahead
 
     def look_again(self, looks: Iterable[tuple[Closure, RNGState]]) -> None:
         """Show the strategies the losses of the same data after the optimizer's step.
@@ -358,7 +450,7 @@ class Balancer:
         """
         if self._applied is None or self._applied.gramian is None:
             return {}
-        table = cosines(self._applied.gramian)
+        table = pairwise_cosines(self._applied.gramian)
         pairs = itertools.combinations(enumerate(self.gradient_norms), 2)
         found = {(one, other): float(table[i, j]) for (i, one), (j, other) in pairs}
         return {pair: cosine for pair, cosine in found.items() if not math.isnan(cosine)}
@@ -438,7 +530,7 @@ class Balancer:
         """Return the step that all ranks take together, and the tasks whose loss is not finite on one of them."""
         assert self.tasks is not None
         local = [self.tasks.index(task) for task in present]
-        values = _stack(present) if present else torch.zeros(0)
+        values = _stack(present) if present else self._no_losses()
         finite = values.isfinite().tolist()
         detached = None if representation is None else representation.detach()
         bad = [task for task, good in zip(local, finite, strict=True) if not good]
@@ -455,13 +547,20 @@ class Balancer:
         means = (total[list(active)] / count[list(active)]).to(values.device, values.dtype)
         return Step(self.tasks, active, means, detached), broken.nonzero().flatten().tolist()
 
+    def _no_losses(self) -> Tensor:
+        """Return no values, in the type that losses of the model would have."""
+        like = None if self.model is None else next(self.model.parameters(), None)
+        if like is None:
+            return torch.zeros(0)
+        return torch.zeros(0, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+
     def _find_parameters(self, present: Mapping[str, Tensor], ranks: Ranks) -> None:
         """Sort the parameters at the first step of a task, and again when others have become trainable."""
         trainable = () if self.model is None else tuple(id(p) for p in self.model.parameters() if p.requires_grad)
         if self.model is None or trainable != self._trainable:
             self.partition, self._trainable, self._walked = None, trainable, frozenset()
         fresh = self.partition is None
-        if fresh or not self._walked >= present.keys():
+        if fresh or not self._walked >= present.keys() or ranks.size > 1:
             assert self.tasks is not None
             losses = [present.get(task) for task in self.tasks]
             found = find_partition(losses, self.tasks, self.model, self._shared)
@@ -477,6 +576,31 @@ class Balancer:
                 f"{self.strategy.spec!r} aggregates gradients of shared parameters, but no trainable parameter "
                 f"is reached by two of the losses {', '.join(present)}."
             )
+
+    def _inputs(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """Return the parameters to which the balanced loss writes gradients.
+
+        The reducer of several ranks sees by itself to those that no task reaches, and only to those.
+        """
+        assert self.partition is not None
+        parameters = zip(self.partition.parameters.values(), self.partition.reach, strict=True)
+        return tuple(parameter for parameter, tasks in parameters if ranks.size == 1 or tasks)
+
+    def _further(self, ahead: LookAhead) -> Tensor:
+        """Return a zero whose backward adds what the strategies want on top of the balanced gradients."""
+        assert self.partition is not None
+        assert ahead.extra is not None
+        reach = zip(self.partition.parameters.values(), self.partition.reach, strict=True)
+        reached = {id(parameter) for parameter, tasks in reach if tasks}
+        pairs = [
+            (parameter, part)
+            for parameter, part in zip(ahead.parameters, ahead.extra, strict=True)
+            if id(parameter) in reached
+        ]
+        zero = torch.zeros((), device=pairs[0][0].device)
+        return attach_backward(
+            zero, lambda cotangent: [float(cotangent) * part for _, part in pairs], [pair[0] for pair in pairs]
+        )
 
     def _weigh(
         self, step: Step, weights: Tensor, local: list[int], losses: Iterable[Tensor], ranks: Ranks
@@ -523,6 +647,7 @@ class Balancer:
         gradients = [parameter.grad for parameter in self.partition.parameters.values()]
         if ranks.any(not _all_finite(gradients)):
             self._rewind()
+            self.skipped = True
         else:
             self._learn(step, None)
 
@@ -572,6 +697,78 @@ class Balancer:
 
         return backward
 
+    def _perturb(
+        self, step: Step, loss_weights: Tensor, losses: Mapping[str, Tensor], again: Again, ranks: Ranks
+    ) -> Backward:
+        """Return the backward that takes the gradients at other points; its inputs are the parameters."""
+        partition, perturbation, accumulates = self.partition, self.strategy.perturbation, self._accumulates
+        assert partition is not None
+        assert perturbation is not None
+        values = list(losses.values())
+        device = values[0].device.type if values else "cpu"
+        local = [step.tasks.index(task) for task in losses]
+
+        def balance(cotangent: Tensor) -> list[Tensor | None]:
+            landscape = Landscape(
+                values,
+                local,
+                step.active,
+                partition,
+                cotangent,
+                scheme=self.gradients,
+                again=partial(again.losses, list(losses)),
+                model=self.model,
+                rng=again.rng,
+                ranks=ranks,
+                keeps_clean=perturbation.keeps_clean and self.strategy.aggregation is not None,
+            )
+            points = perturbation.points(landscape, step, loss_weights)
+            if self.strategy.aggregation is None:
+                return self._sum(landscape, points, step, loss_weights, accumulates, ranks)
+            moved = self._widen(landscape.local_gradients(points), partition, ranks)
+            sets = [moved] if landscape.clean is None else split(landscape.clean, moved)
+            if ranks.size > 1:
+                sets = [ranks.average(gradients, local, step.active, moved.partition) for gradients in sets]
+            gradients = sets[0] if len(sets) == 1 else stacked(*sets)
+            del moved, sets
+            landscape.clean = None
+            return self._replace(gradients, step, loss_weights, ranks, accumulates)
+
+        def backward(cotangent: Tensor) -> list[Tensor | None]:
+            with torch.autocast(device, enabled=False):
+                return self._complete(balance(cotangent), step.active, ranks)
+
+        return backward
+
+    def _sum(
+        self,
+        landscape: Landscape,
+        points: Iterable[Point],
+        step: Step,
+        loss_weights: Tensor,
+        accumulates: bool,
+        ranks: Ranks,
+    ) -> list[Tensor | None]:
+        """Return the plain weighted sum of the gradients at other points."""
+        assert self.strategy.perturbation is not None
+        gradients, broken = landscape.local_sum(points, loss_weights)
+        if broken:
+            self.guard.caught([step.tasks[task] for task in broken], "loss at the moved point")
+            good = [place for place, task in enumerate(step.active) if task not in broken]
+            if self.guard.policy == "skip" or not good:
+                return self._finish(None, lambda _: [], landscape.scale, ranks)
+            step, loss_weights = _restricted(step, [step.active[place] for place in good]), loss_weights[good]
+        factor = 1.0
+        if self.strategy.perturbation.max_norm > 0:
+            shared = {place: gradients[place] for place in landscape.shared}
+            found = {place: gradient for place, gradient in shared.items() if gradient is not None}
+            factor = self.strategy.perturbation.clip(_norm(landscape.mean(dict(found), step.active).values()))
+            for place, gradient in found.items():
+                gradients[place] = gradient * factor
+        self._applied = _Applied(step, loss_weights * factor, loss_weights, None)
+        answer = _Answer([], [], learn=lambda: self._learn(step, None, accumulates))
+        return self._finish(answer, lambda _: gradients, landscape.scale, ranks)
+
     def _widen(self, gradients: TaskGradients, partition: Partition, ranks: Ranks) -> TaskGradients:
         """Take note of parameters that a task reaches for the first time in this step."""
         wider = gradients.partition if ranks.size == 1 else ranks.joined(gradients.partition)
@@ -604,35 +801,51 @@ class Balancer:
             loss_weights = self.strategy.loss_weights(step)
         if ranks.size > 1:
             gradients = ranks.average(gradients, local, step.active, partition)
+        return self._replace(gradients, step, loss_weights, ranks)
+
+    def _replace(
+        self, gradients: TaskGradients, step: Step, loss_weights: Tensor, ranks: Ranks, accumulates: bool = False
+    ) -> list[Tensor | None]:
+        """Replace the gradients of the active tasks, or two sets of them one below the other, by one."""
         assert self.strategy.aggregation is not None
         if self.strategy.aggregation.reads == "jacobian":
-            return self._direct(gradients, step, loss_weights, ranks)
-        found = self._solve(gradients.gramian(), step, loss_weights, gradients.scale)
-        everyone = range(len(step.active))
+            return self._direct(gradients, step, loss_weights, ranks, accumulates)
+        found = self._solve(gradients.gramian(), step, loss_weights, gradients.scale, accumulates)
+        everyone = range(gradients.num_tasks)
         return self._finish(found, partial(_combine_local, gradients, everyone), gradients.scale, ranks)
 
-    def _solve(self, gramian: Tensor, step: Step, loss_weights: Tensor, scale: float) -> _Answer | None:
-        """Weigh the tasks by what the strategy makes of their Gramian; None where the step is skipped."""
-        good = self._finite_tasks(gramian.diag().isfinite(), step, scale)
+    def _solve(
+        self, gramian: Tensor, step: Step, loss_weights: Tensor, scale: float, accumulates: bool = False
+    ) -> _Answer | None:
+        """Weigh the rows by what the strategy makes of their Gramian; None where the step is skipped."""
+        count = len(step.active)
+        good = self._finite_tasks(gramian.diag().isfinite().view(-1, count).all(0), step, scale)
         if good is None:
-            return self._overflow(step)
+            return self._overflow(step, len(gramian))
         if not good:
             return None
-        if len(good) < len(step.active):
-            gramian, loss_weights = gramian[good][:, good], loss_weights[good]
+        rows = [start + place for start in range(0, len(gramian), count) for place in good]
+        wide = torch.zeros(2, len(gramian), dtype=torch.float64)
+        if len(good) < count:
+            gramian, loss_weights = gramian[rows][:, rows], loss_weights[good]
         reduced = _restricted(step, [step.active[place] for place in good])
         solved = self.strategy.aggregation_weights(gramian, reduced, loss_weights)
-        heads = self.strategy.head_weights(solved, reduced, loss_weights)
+        heads = self.strategy.head_weights(solved[: len(good)], reduced, loss_weights)
         scales = loss_weights.to(solved)
-        weights = solved * scales
-        self._applied = _Applied(reduced, weights, heads, gramian)
+        weights = solved * scales.repeat(len(solved) // len(scales))
+        if self.strategy.perturbation is not None:
+            length = math.sqrt(max(float(weights @ gramian @ weights), 0.0))
+            weights = weights * self.strategy.perturbation.clip(length)
+        self._applied = _Applied(
+            reduced, weights if len(rows) == len(good) else None, heads, gramian[: len(good), : len(good)]
+        )
         if self.gradients.every > 1:
             ratios = torch.where(scales != 0, heads / scales, 1.0)
             self._solution = _Solution(list(reduced.active), solved, ratios)
-        wide = torch.zeros(2, len(step.active), dtype=torch.float64)
-        wide[:, good] = torch.stack([weights, heads.to(weights)])
+        wide[0, rows] = weights
+        wide[1, good] = heads.to(weights)
         on_shared, on_own = wide.tolist()
-        return _Answer(on_shared, on_own, learn=lambda: self._learn(reduced, loss_weights))
+        return _Answer(on_shared, on_own, learn=lambda: self._learn(reduced, loss_weights, accumulates))
 
     def _repeat(self, solution: _Solution, step: Step, loss_weights: Tensor, accumulates: bool) -> _Answer:
         """Weigh the tasks by an earlier solution and new loss weights."""
@@ -646,29 +859,37 @@ class Balancer:
         return _Answer(weights.tolist(), heads.tolist())
 
     def _direct(
-        self, gradients: TaskGradients, step: Step, loss_weights: Tensor, ranks: Ranks
+        self, gradients: TaskGradients, step: Step, loss_weights: Tensor, ranks: Ranks, accumulates: bool = False
     ) -> list[Tensor | None]:
         """Replace the gradients by what a strategy makes of their Jacobian."""
         jacobian = gradients.jacobian()
         finite = torch.stack([torch.stack([b.isfinite().all() for b in row.unbind()]) for row in jacobian.blocks])
-        good = self._finite_tasks(finite.all(0), step, gradients.scale)
+        count, size = len(step.active), gradients.num_tasks
+        good = self._finite_tasks(finite.all(0).view(-1, count).all(0), step, gradients.scale)
         if good is None:
-            overflow = self._overflow(step)
-            return self._finish(overflow, partial(_combine_local, gradients, range(len(step.active))), 1.0, ranks)
+            overflow = self._overflow(step, size)
+            return self._finish(overflow, partial(_combine_local, gradients, range(size)), 1.0, ranks)
         if not good:
             return self._finish(None, lambda _: [], gradients.scale, ranks)
         reduced = _restricted(step, [step.active[place] for place in good])
-        if len(good) < len(step.active):
-            jacobian, loss_weights = jacobian.rows(good), loss_weights[good]
+        if len(good) < count:
+            rows = [start + place for start in range(0, size, count) for place in good]
+            jacobian, loss_weights = jacobian.rows(rows), loss_weights[good]
         direction = self.strategy.aggregation_direction(jacobian, reduced, loss_weights)
         heads = self.strategy.head_weights(direction.weights, reduced, loss_weights)
-        weights = None if direction.weights is None else direction.weights * loss_weights.to(direction.weights)
-        self._applied = _Applied(reduced, weights, heads, None)
-        wide = torch.zeros(len(step.active), dtype=torch.float64)
+        weights, blocks = direction.weights, direction.blocks
+        if weights is not None:
+            weights = weights * loss_weights.to(weights)
+        if self.strategy.perturbation is not None:
+            factor = self.strategy.perturbation.clip(_norm(blocks))
+            blocks = [block * factor for block in blocks] if factor != 1.0 else blocks
+            weights = None if weights is None else weights * factor
+        self._applied = _Applied(reduced, weights if size == count else None, heads, None)
+        wide = torch.zeros(size, dtype=torch.float64)
         wide[good] = heads.to(wide)
-        answer = _Answer([], wide.tolist(), learn=lambda: self._learn(reduced, loss_weights))
+        answer = _Answer([], wide.tolist(), learn=lambda: self._learn(reduced, loss_weights, accumulates))
         return self._finish(
-            answer, lambda found: gradients.insert(direction.blocks, found.heads), gradients.scale, ranks
+            answer, lambda found: gradients.insert(blocks, found.heads), gradients.scale, ranks
         )
 
     def _finish(
@@ -687,12 +908,18 @@ class Balancer:
         # A gradient scaler skips the step where gradients overflow.
         if answer.learn is None or (scale > 1 and ranks.any(not _all_finite(gradients))):
             self._rewind()
+            self.skipped = True
         else:
             answer.learn()
         return gradients
 
-    def _learn(self, step: Step, loss_weights: Tensor | None) -> None:
+    def _learn(self, step: Step, loss_weights: Tensor | None, accumulates: bool = False) -> None:
         """Let the strategies learn from a step."""
+        if self.strategy.perturbation is not None:  # batches that are aggregated alone are learned from together
+            joined = self._join(step, accumulates)
+            if joined is None:
+                return
+            step, loss_weights = joined, loss_weights if joined is step else None
         self.strategy.update(step, loss_weights)
 
     def _rewind(self) -> None:
@@ -715,7 +942,7 @@ class Balancer:
         assert kept is not None
         self.skipped = False
         step = Step(self.tasks, tuple(kept.tasks), kept.losses())
-        if self.strategy.aggregation is None:
+        if self.strategy.aggregation is None or self.strategy.perturbation is not None:
             self._learn(step, None)
             return self._nothing(ranks)
         gradients = kept.gradients(self.partition, (float(cotangent) or 1.0) * kept.batches)
@@ -738,8 +965,9 @@ class Balancer:
         assert self.partition is not None
         places = zip(gradients, self.partition.parameters.values(), self.partition.reach, strict=True)
         return [
-            torch.zeros_like(parameter) if gradient is None and not reach.isdisjoint(active) else gradient
-            for gradient, parameter, reach in places
+            torch.zeros_like(parameter) if gradient is None and not tasks.isdisjoint(active) else gradient
+            for gradient, parameter, tasks in places
+            if tasks
         ]
 
     def _finite_tasks(self, finite: Tensor, step: Step, scale: float) -> list[int] | None:
@@ -756,14 +984,14 @@ class Balancer:
         self.guard.caught(bad, "gradient")
         return good if self.guard.policy == "drop_task" else []
 
-    def _overflow(self, step: Step) -> _Answer:
+    def _overflow(self, step: Step, rows: int) -> _Answer:
         """Answer gradients that have overflowed under a loss scale with weights of one, and learn nothing.
 
         The gradient scaler expects to see the overflow: it skips the step and lowers the loss scale.
         """
         ones = torch.ones(len(step.active), dtype=torch.float64)
         self._applied = _Applied(step, ones, ones, None)
-        return _Answer(ones.tolist(), ones.tolist())
+        return _Answer([1.0] * rows, [1.0] * rows)
 
 
 @dataclass
@@ -834,6 +1062,11 @@ def _restricted(step: Step, active: Sequence[int]) -> Step:
     return replace(step, active=tuple(active), losses=None if step.losses is None else step.losses[places])
 
 
+def _with_zeros(backward: Backward, tensors: Sequence[Tensor]) -> Backward:
+    """Return a backward that gives zeros for some further inputs."""
+    return lambda cotangent: [*backward(cotangent), *map(torch.zeros_like, tensors)]
+
+
 def _combine_local(
     gradients: TaskGradients | RepresentationGradients | Decoded, places: Sequence[int], answer: _Answer
 ) -> list[Tensor | None]:
@@ -848,6 +1081,11 @@ def _spread(gramian: Tensor, places: Sequence[int], size: int) -> Tensor:
     index = torch.tensor(places, dtype=torch.long)
     wide[index[:, None], index] = gramian
     return wide
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """Return one norm over all tensors."""
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor.double())) for tensor in tensors))
 
 
 def _all_finite(gradients: Iterable[Tensor | None]) -> bool:

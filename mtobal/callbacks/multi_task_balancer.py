@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from mtobal.balancer import Balancer, Losses, Policy
 from mtobal.errors import UsageError
-from mtobal.gradients import RNGState, rng_state
+from mtobal.gradients import RNGState, replayed, rng_state
 from mtobal.strategies import Composition, Spec, build
 
 MOST_TASKS_IN_PAIRS = 10
@@ -29,7 +30,8 @@ class MultiTaskBalancer(pl.Callback):
     checkpoint, under this callback; the module's own ``state_dict`` is untouched.
 
     With ``accumulate_grad_batches``, an aggregation sees the gradients of all batches of an optimizer's step
-    together; a loss weighting weighs each batch by its own losses, and learns from the mean losses of all. On
+    together; a loss weighting weighs each batch by its own losses, and learns from the mean losses of all. So does
+    a strategy that takes gradients at other points, for which the training step of each batch is repeated. On
     several devices, losses and per-task gradients are averaged over the ranks before a strategy sees them.
 
     Parameters
@@ -45,6 +47,10 @@ class MultiTaskBalancer(pl.Callback):
         What happens when a loss or a task's gradient is not finite, as in `mtobal.Balancer`.
     patience : int
         After so many such steps in a row, training stops in any case.
+    validation : iterable of batches, optional
+        Such as a DataLoader, for strategies that look ahead: each step takes the next of its batches, through the
+        same ``training_step``, and starts over at its end. Without it, the training batch serves as one. A
+        resumed run begins it anew.
     log : bool
         Whether ``mtl/weight/<task>``, ``mtl/loss/<task>``, ``mtl/grad_norm/<task>``, ``mtl/cosine/<task>/<task>``
         and ``mtl/conflict_rate`` go to the logger, every ``log_every_n_steps``, as far as the strategy knows them.
@@ -72,6 +78,7 @@ class MultiTaskBalancer(pl.Callback):
         gradients: str = "auto",
         nonfinite: Policy = "skip",
         patience: int = 10,
+        validation: Iterable[Any] | None = None,
         log: bool = True,
         prog_bar: bool = False,
     ) -> None:
@@ -80,6 +87,7 @@ class MultiTaskBalancer(pl.Callback):
         self.gradients = gradients
         self.nonfinite: Policy = nonfinite
         self.patience = patience
+        self.validation = validation
         self.prog_bar = prog_bar
         self._logs = log  # Lightning gives callbacks a method named log
         self.balancer: Balancer | None = None
@@ -109,11 +117,18 @@ class MultiTaskBalancer(pl.Callback):
                 self.balancer.load_state_dict(self._saved)
                 self._saved = None
         self._step = _BalancedStep(pl_module.training_step, self.balancer, trainer.fit_loop._should_accumulate)
+        if self.strategy.looks_ahead:
+            batches = None if self.validation is None else _cycled(self.validation, trainer, pl_module)
+            self._step.look_ahead = partial(_look_ahead, trainer, pl_module, self._step, batches)
+        if self.strategy.perturbation is not None:
+            self._step.again = partial(_again, trainer, pl_module, self._step)
         pl_module.training_step = self._step  # type: ignore[method-assign]
 
     def _check_strategy(self, trainer: pl.Trainer) -> None:
         """Refuse what splits parameters over devices: per-task gradients of the whole are nowhere to be had."""
-        if self.strategy.aggregation is None or isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        needs = (self.strategy.aggregation, self.strategy.perturbation)
+        weighs = needs == (None, None) and not self.strategy.looks_ahead
+        if weighs or isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
             return
         raise UsageError(
             f"{self.strategy.spec!r} needs per-task gradients of whole parameters, which "
@@ -194,6 +209,11 @@ class _BalancedStep:
     ----------
     looks : list of (callable, RNGState)
         How to repeat the batches of the optimizer step at hand, if the strategy looks again.
+    look_ahead : callable or None
+        Lets the strategy try out the step before it is taken, given the arguments of the training step.
+    again : callable or None
+        Returns the losses of a batch once more, given the arguments of the training step, for a strategy that
+        takes gradients at other points.
     """
 
     def __init__(
@@ -202,6 +222,8 @@ class _BalancedStep:
         self.original = training_step
         self.balancer = balancer
         self.looks: list[tuple[Callable[[], Losses], RNGState]] = []
+        self.look_ahead: Callable[..., None] | None = None
+        self.again: Callable[..., Losses] | None = None
         self._accumulates = accumulates
         self._begins = True
         # Lightning reads the signature to decide whether to pass batch_idx, and unwraps one level only.
@@ -212,20 +234,79 @@ class _BalancedStep:
             self.looks = []
         accumulates = self._accumulates()
         self._begins = not accumulates
-        rng = rng_state() if self.balancer.strategy.looks_again else None
+        if self.look_ahead is not None:
+            self.look_ahead(*args, **kwargs)
+        rng = rng_state() if self.balancer.strategy.repeats else None
         output = self.original(*args, **kwargs)
         if output is None:  # Lightning's way to skip a batch
             rest = None if accumulates else self.balancer.flush()
             return rest if rest is None else {"loss": rest}
         output = dict(_losses(output))
         losses = output["losses"]
+        again = None if self.again is None or rng is None else (partial(self.again, *args, **kwargs), rng)
         with self.balancer.accumulating() if accumulates else nullcontext():
-            output["loss"] = self.balancer(losses, representation=output.pop("representation", None))
+            output["loss"] = self.balancer(losses, representation=output.pop("representation", None), again=again)
         # Lightning keeps the other entries until the batch ends, and with them their graphs.
         output["losses"] = {task: None if loss is None else loss.detach() for task, loss in losses.items()}
-        if rng is not None and not self.balancer.skipped:
+        if rng is not None and self.balancer.strategy.looks_again and not self.balancer.skipped:
             self.looks.append((lambda: _losses(self.original(*args, **kwargs))["losses"], rng))
         return output
+
+
+def _again(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, step: _BalancedStep, *args: Any, **kwargs: Any
+) -> Losses:
+    """Repeat a training step, in its precision and without a trace in the log."""
+    with trainer.precision_plugin.train_step_context(), _muted(pl_module):
+        losses: Losses = _losses(step.original(*args, **kwargs))["losses"]
+    return losses
+
+
+def _look_ahead(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    step: _BalancedStep,
+    batches: Iterator[Any] | None,
+    batch: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """Let the strategies that look ahead try out the step that is to come."""
+
+    def losses(data: Any) -> Losses:
+        with _muted(pl_module):
+            output = step.original(data, *args, **kwargs)
+        if output is None and data is batch:
+            raise _LeftOut
+        found: Losses = _losses(output)["losses"]
+        return found
+
+    validation = None
+    if batches is not None:
+        with replayed(None, rng_state()):  # a loader draws when it begins anew
+            validation = partial(losses, next(batches))
+    with suppress(_LeftOut):  # the training step will say so again
+        step.balancer.look_ahead(partial(losses, batch), trainer.optimizers[0], validation=validation)
+
+
+class _LeftOut(Exception):
+    """The training step wants its batch to be skipped."""
+
+
+def _cycled(batches: Iterable[Any], trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Any]:
+    """Go through the batches again and again, each brought to the device in the way of a training batch."""
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            converted = trainer.precision_plugin.convert_input(batch)
+            ready = pl_module._on_before_batch_transfer(converted, dataloader_idx=0)
+            yield trainer.strategy.batch_to_device(ready, dataloader_idx=0)
+        if empty:
+            raise UsageError(
+                "validation= has no batches, or no more: give something that can be gone through again, such as a "
+                "DataLoader."
+            )
 
 
 def _losses(output: Any) -> Mapping[str, Any]:

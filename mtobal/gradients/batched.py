@@ -14,9 +14,10 @@ from torch.autograd.graph import Node
 
 from mtobal.errors import UsageError
 from mtobal.gradients.decoders import Decoded, run_decoders
-from mtobal.gradients.graph import Edge, differentiate
+from mtobal.gradients.graph import differentiate
 from mtobal.gradients.partition import Partition
 from mtobal.gradients.task_gradients import TaskGradients
+from mtobal.gradients.walk import Edge
 
 # An operation reads one cotangent and gives one, and a residual connection holds two more.
 ALIVE = 4

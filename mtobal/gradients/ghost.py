@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from mtobal.gradients.decoders import Decoded, run_decoders
-from mtobal.gradients.graph import Edge
 from mtobal.gradients.layers import (
     LookupUse,
     ProductUse,
@@ -38,6 +37,7 @@ from mtobal.gradients.layers import (
 from mtobal.gradients.partition import Partition
 from mtobal.gradients.rows import combine
 from mtobal.gradients.task_gradients import TaskGradients
+from mtobal.gradients.walk import Edge
 from mtobal.ops import gramian
 
 
@@ -58,6 +58,7 @@ def ghost(
     cotangent: Tensor,
     *,
     pays: Callable[[Sizes, int], bool] = cheaper,
+    together: bool = False,
 ) -> TaskGradients:
     """Keep inputs and cotangents of the layers for which that pays, and the gradients of all other parameters.
 
@@ -88,7 +89,11 @@ def ghost(
                 if arrived is not None:
                     decoded.add(task, [place], [bias_gradient(arrived).to(decoded.parameters[place].dtype)])
 
-    decoded.descend([*edges, *(decoded.parameters[place] for place in places)], receive)
+    inputs = [*edges, *(decoded.parameters[place] for place in places)]
+    if together:
+        decoded.descend_together(inputs, receive, len(losses) or 1000)
+    else:
+        decoded.descend(inputs, receive)
     return decoded.finish(kept)
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-Edge = tuple[Node, int]  # a place in the graph at which gradients arrive: the output of an operation
+from mtobal.errors import UsageError
+from mtobal.gradients.compiled import explained
+from mtobal.gradients.walk import Edge, edges_below, is_sink, nodes_below, reduces_in_first_pass
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,16 @@ class Graph:
         The operations that read what the node gave, and at which of their inputs.
     leaves : mapping from int to node
         The node that stands for a leaf tensor, by the id of the tensor.
+    has_sink : bool
+        Whether a data-parallel module sent its outputs through one operation, so that a backward pass through one
+        decoder visits the others.
     """
 
     roots: list[Edge]
     tasks: dict[Node, int]
     consumers: dict[Node, list[tuple[Node, int]]]
     leaves: dict[int, Node]
+    has_sink: bool = False
 
     def reach(self, leaf: Tensor) -> list[int]:
         """Return the losses that reach a leaf."""
@@ -68,7 +74,7 @@ class Graph:
             for consumer, slot in consumers:
                 task = self.owner(consumer)
                 if task is not None:
-                    entries[task][node, consumer.next_functions[slot][1]] = None
+                    entries[task][node, edges_below(consumer)[slot][1]] = None
         return [list(edges) for edges in entries]
 
     def are_nested(self, edges: Iterable[Edge]) -> bool:
@@ -98,7 +104,7 @@ def read_graph(losses: Sequence[Tensor]) -> Graph:
         if root.node in consumers:
             continue
         consumers[root.node] = []
-        pending = [(root.node, enumerate(_edges(root.node)))]
+        pending = [(root.node, enumerate(edges_below(root.node)))]
         while pending:
             node, edges = pending[-1]
             for slot, (below, _) in edges:
@@ -107,7 +113,7 @@ def read_graph(losses: Sequence[Tensor]) -> Graph:
                 seen = below in consumers
                 consumers.setdefault(below, []).append((node, slot))
                 if not seen:
-                    pending.append((below, enumerate(_edges(below))))
+                    pending.append((below, enumerate(edges_below(below))))
                     break
             else:
                 pending.pop()
@@ -115,22 +121,19 @@ def read_graph(losses: Sequence[Tensor]) -> Graph:
                 variable = getattr(node, "variable", None)
                 if variable is not None:
                     leaves[id(variable)] = node
+    sinks = {below for node in order for below, _ in node.next_functions if below is not None and is_sink(below)}
+    if any(map(reduces_in_first_pass, sinks)):
+        raise UsageError(
+            "static_graph=True of DistributedDataParallel reduces gradients in the first of several backward "
+            "passes: leave it out, compute the losses inside the wrapped module, or use the Lightning callback."
+        )
     tasks = dict.fromkeys(order, 0)
     for task, root in enumerate(roots):
         tasks[root.node] |= 1 << task
     for node in reversed(order):
         for below in nodes_below(node):
             tasks[below] |= tasks[node]
-    return Graph([(root.node, root.output_nr) for root in roots], tasks, consumers, leaves)
-
-
-def _edges(node: Node) -> tuple[tuple[Node | None, int], ...]:
-    return node.next_functions
-
-
-def nodes_below(node: Node) -> list[Node]:
-    """Return the operations that gave what this one read."""
-    return [below for below, _ in _edges(node) if below is not None]
+    return Graph([(root.node, root.output_nr) for root in roots], tasks, consumers, leaves, bool(sinks))
 
 
 def differentiate(
@@ -161,16 +164,17 @@ def differentiate(
     """
     if not inputs or not outputs:
         return [None] * len(inputs)
-    return list(
-        torch.autograd.grad(
-            [_place(output) for output in outputs],
-            [_place(wanted) for wanted in inputs],
-            grad_outputs=list(cotangents),
-            retain_graph=retain_graph,
-            allow_unused=True,
-            is_grads_batched=batched,
+    with explained():
+        return list(
+            torch.autograd.grad(
+                [_place(output) for output in outputs],
+                [_place(wanted) for wanted in inputs],
+                grad_outputs=list(cotangents),
+                retain_graph=retain_graph,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
         )
-    )
 
 
 def _place(place: Tensor | Edge) -> Any:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from mtobal.gradients.graph import Edge, Graph
+from mtobal.gradients.graph import Graph
+from mtobal.gradients.walk import Edge
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from mtobal.errors import UsageError
+from mtobal.gradients.walk import nodes_below
 
 OUTSIDE = "(outside the model)"
 
@@ -156,8 +157,8 @@ def reached_leaves(loss: Tensor, stop: Tensor | None = None) -> dict[int, Tensor
         variable = getattr(node, "variable", None)
         if variable is not None:
             leaves[id(variable)] = variable
-        for below, _ in node.next_functions:
-            if below is not None and below not in seen:
+        for below in nodes_below(node):
+            if below not in seen:
                 seen.add(below)
                 pending.append(below)
     return leaves

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from mtobal.errors import UsageError, unknown_name
 from mtobal.gradients.batched import Batched
+from mtobal.gradients.compiled import check_sum, is_compiled
 from mtobal.gradients.ghost import ghost
+from mtobal.gradients.graph import differentiate, read_graph
 from mtobal.gradients.loop import loop
 from mtobal.gradients.partition import Partition
 from mtobal.gradients.rows import Rows
@@ -84,18 +86,31 @@ class Scheme:
             raise UsageError(
                 "gradients of the representation cost no more than a step in between: leave every out."
             )
-        self._announced = False
+        self._announced = self._checked = False
 
     def take(
         self, losses: list[Tensor], active: Sequence[int], partition: Partition, cotangent: Tensor
     ) -> TaskGradients:
         """Differentiate the losses; see `run_decoders` for the parameters."""
         engine = self._engine or (loop if self._reads == "jacobian" else ghost)
+        expected = None if self._checked else _compiled_sum(losses, partition, cotangent)
         gradients = engine(losses, active, partition, cotangent)
+        if expected is not None:
+            check_sum(gradients.rows(), expected)
+        self._checked = True
         if self.name == "auto" and not self._announced:
             self._announced = True
             _log.info("gradients=auto: %s", _reason(gradients, self._reads))
         return gradients
+
+
+def _compiled_sum(losses: Sequence[Tensor], partition: Partition, cotangent: Tensor) -> dict[int, Tensor] | None:
+    """Return the gradients of the summed losses by the place of the parameter, if a part of them is compiled."""
+    if not is_compiled(read_graph(losses).tasks):
+        return None
+    seeds = [cotangent.to(loss.device, loss.dtype).reshape(loss.shape) for loss in losses]
+    found = differentiate(losses, seeds, list(partition.parameters.values()), retain_graph=True)
+    return {place: gradient for place, gradient in enumerate(found) if gradient is not None}
 
 
 def _every(*, n: int) -> int:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import gc
 import warnings
 import weakref
@@ -14,7 +13,7 @@ import mtobal
 from mtobal import Balancer, UsageError
 from mtobal.ops import Jacobian
 from mtobal.strategies import Step, build
-from networks import TASKS, SharedNet, batch, losses, outcome, rows_alone
+from networks import TASKS, SharedNet, batch, frozen, losses, outcome, rows_alone
 
 CARDS = mtobal.strategies.available()
 SPECS = [card.example for card in CARDS.values()]
@@ -25,8 +24,17 @@ SPECS += [
     "uw+imtl",
     "static(weights={seg: 1, depth: 0.5, normal: 2})+mgda",
     "pcgrad(heads=weighted)",
+    "uw+cagrad+samo",
+    "mgda+sam",
+    "pcgrad+f_mtl",
 ]
 every_spec = pytest.mark.parametrize("spec", SPECS)
+
+
+def at_home(spec: str) -> str:
+    """Leave a perturbation, which comes last in the spec, at the point where the parameters stand."""
+    last = spec.rpartition("+")[2]
+    return f"{spec}(rho=0)" if last in CARDS and CARDS[last].place == "perturbation" else spec
 
 
 def one_step(spec: object, net: nn.Module, data: object, **options: object) -> Balancer:
@@ -43,6 +51,14 @@ def backward(balancer: Balancer, net: nn.Module, data: object, missing: tuple[st
         return {task: None if task in missing else value for task, value in values.items()}, features
 
     balancer.step(closure, torch.optim.SGD(net.parameters(), lr=0.0))
+
+
+def balanced(spec: str, net: nn.Module, data: object) -> torch.Tensor:
+    """The balanced loss of a fresh balancer, in a loop that calls it itself."""
+    balancer = Balancer(spec, net)
+    balancer.look_ahead(partial(outcome, net, data), torch.optim.SGD(net.parameters(), lr=0.0))
+    values, features = outcome(net, data)
+    return balancer(values, representation=features, again=partial(outcome, net, data))
 
 
 def is_sum(spec: str) -> bool:
@@ -68,7 +84,7 @@ def test_every_parameter_that_a_loss_reaches_gets_a_gradient(spec: str) -> None:
 def test_the_written_gradient_is_the_weighted_sum_of_the_rows(spec: str) -> None:
     """And the logged weights are the ones that were applied."""
     net, data = SharedNet(), batch()
-    balancer = one_step(spec, net, data)
+    balancer = one_step(at_home(spec), net, data)
     rows = rows_alone(net, data)
     assert tuple(balancer.weights) == tuple(balancer.head_weights) == TASKS
     for name, parameter in net.named_parameters():
@@ -81,13 +97,14 @@ def test_the_written_gradient_is_the_weighted_sum_of_the_rows(spec: str) -> None
 @every_spec
 def test_the_written_gradient_is_what_the_strategy_makes_of_the_rows(spec: str) -> None:
     net, data = SharedNet(), batch()
-    one_step(spec, net, data)
+    one_step(at_home(spec), net, data)
     rows = rows_alone(net, data)
     names = [name for name, _ in net.named_parameters() if name.startswith("encoder")]
     jacobian = Jacobian.from_rows([[rows[task][name] for name in names] for task in TASKS], names)
     values, features = outcome(net, data)
     step = Step(TASKS, (0, 1, 2), torch.stack([value.detach() for value in values.values()]), features.detach())
     strategy = build(spec)
+    Balancer(strategy, net).look_ahead(partial(outcome, net, data), torch.optim.SGD(net.parameters(), lr=0.0))
     weights = strategy.loss_weights(step)
     reads = "losses" if strategy.aggregation is None else strategy.aggregation.reads
     if reads == "jacobian":
@@ -130,14 +147,12 @@ def test_gradients_accumulate_and_scale_like_those_of_any_loss(spec: str) -> Non
     one_step(spec, net, data)
     once = [p.grad.clone() for p in net.encoder.parameters()]
     other = SharedNet()
-    values, features = outcome(other, data)
-    (1024.0 * Balancer(spec, other)(values, representation=features)).backward()
+    (1024.0 * balanced(spec, other, data)).backward()
     for parameter, expected in zip(other.encoder.parameters(), once, strict=True):
         torch.testing.assert_close(parameter.grad, 1024.0 * expected, rtol=1e-11, atol=1e-12)
     third = SharedNet()
     for _ in range(2):  # a fresh balancer each time: no state in between
-        values, features = outcome(third, data)
-        (0.5 * Balancer(spec, third)(values, representation=features)).backward()
+        (0.5 * balanced(spec, third, data)).backward()
     for parameter, expected in zip(third.encoder.parameters(), once, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-11, atol=1e-15)
 
@@ -186,7 +201,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(spec: str, tmp_path) -> None:
 @every_spec
 def test_a_task_missing_from_a_batch_sits_it_out(spec: str) -> None:
     net, data = SharedNet(), batch()
-    balancer = Balancer(spec, net, tasks=TASKS)
+    balancer = Balancer(at_home(spec), net, tasks=TASKS)
     backward(balancer, net, data, missing=("depth",))
     assert tuple(balancer.head_weights) == ("seg", "normal")
     assert net.heads["depth"].weight.grad is None
@@ -284,25 +299,25 @@ def test_the_input_of_a_network_is_no_parameter() -> None:
 def test_without_grad_mode_it_is_the_plain_sum_and_nothing_is_learned(spec: str) -> None:
     net, data = SharedNet(), batch()
     balancer = one_step(spec, net, data)
-    state = copy.deepcopy(balancer.state_dict())
+    state = frozen(balancer.state_dict())
     weights = balancer.weights
     with torch.no_grad():
         value = balancer(losses(net, data))
     assert value.item() == pytest.approx(sum(loss.item() for loss in losses(net, data).values()))
     assert balancer.weights == weights
-    assert str(balancer.state_dict()) == str(state)
+    assert frozen(balancer.state_dict()) == state
 
 
 def test_a_gradient_that_overflows_changes_no_state() -> None:
     net, data = SharedNet(), batch()
     balancer = one_step("uw+pcgrad", net, data)
-    state = copy.deepcopy(balancer.state_dict())
+    state = frozen(balancer.state_dict())
     broken = losses(net, data)
     broken["depth"] = broken["depth"] + (net.encoder[0].weight - net.encoder[0].weight).sqrt().sum()
     (1024 * balancer(broken)).backward()  # as under a gradient scaler, which looks for the overflow itself
     assert balancer.weights == dict.fromkeys(TASKS, 1.0)
     assert not net.encoder[0].weight.grad.isfinite().all()
-    assert str(balancer.state_dict()) == str(state)
+    assert frozen(balancer.state_dict()) == state
 
 
 def test_the_graph_is_freed_after_the_backward_or_with_the_loss() -> None:
@@ -366,8 +381,6 @@ def test_half_precision_losses_are_balanced_in_full_precision() -> None:
             r"task 'seg' must be a scalar tensor, got a ten",
         ),
         (lambda full: {**full, "seg": full["seg"].detach()}, "task 'seg' has no graph"),
-        (lambda full: {**full, "depth": full["depth"] * float("nan")}, r"task 'depth' \(nan\) is not finite"),
-        (lambda full: {**full, "depth": full["depth"] * float("inf")}, r"task 'depth' \(inf\) is not finite"),
         (lambda full: dict.fromkeys(full), "no task has a loss"),
     ],
 )
@@ -375,11 +388,11 @@ def test_half_precision_losses_are_balanced_in_full_precision() -> None:
 def test_bad_losses_are_refused_and_nothing_is_lost(spec: str, make, message: str) -> None:
     net, data = SharedNet(), batch()
     balancer = one_step(spec, net, data)
-    state = str(balancer.state_dict())
+    state = frozen(balancer.state_dict())
     gradients = [p.grad.clone() for p in net.encoder.parameters()]
     with pytest.raises(UsageError, match=message):
         balancer(make(losses(net, data)))
-    assert str(balancer.state_dict()) == state
+    assert frozen(balancer.state_dict()) == state
     assert all(torch.equal(p.grad, g) for p, g in zip(net.encoder.parameters(), gradients, strict=True))
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mtobal import Balancer, UsageError
+from mtobal import Balancer
 from mtobal.callbacks import MultiTaskBalancer
 from networks import TASKS, SharedNet, batch, losses
 
@@ -70,9 +70,9 @@ def task_losses(net: nn.Module, data: tuple[Tensor, ...]) -> dict[str, Tensor]:
     return losses(net, (inputs, dict(zip(TASKS, targets, strict=True))))
 
 
-def loader() -> DataLoader:
+def loader(batch_size: int = 8) -> DataLoader:
     inputs, targets = batch(size=8 * STEPS)
-    return DataLoader(TensorDataset(inputs, *targets.values()), batch_size=8)
+    return DataLoader(TensorDataset(inputs, *targets.values()), batch_size=batch_size)
 
 
 def trainer(tmp_path: Path, callback: pl.Callback, epochs: int = 3, **options) -> pl.Trainer:
@@ -164,6 +164,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(spec: str, tmp_path: Path) ->
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_gradient_accumulation_leaves_batches_without_a_second_look(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="in Lightning without gradient accumulation"):
-        trainer(tmp_path, MultiTaskBalancer("famo"), accumulate_grad_batches=2).fit(Module(), loader())
+def test_with_accumulation_all_batches_of_a_step_are_looked_at_again(tmp_path: Path) -> None:
+    """And so the update is that of the large batch."""
+    found = {}
+    for accumulate in (1, 2):
+        module, callback = Module(), MultiTaskBalancer("famo+pcgrad")
+        module.net = SharedNet()  # dropout and batch norm would tell batches of different size apart
+        trainer(tmp_path, callback, accumulate_grad_batches=accumulate).fit(module, loader(16 // accumulate))
+        found[accumulate] = callback.strategy.loss_weighting.values.detach()
+    torch.testing.assert_close(found[1], found[2], rtol=1e-9, atol=1e-12)
