@@ -69,7 +69,7 @@ wheel: .venv-test/.installed ## build sdist and wheel into dist/, then import th
 constraints: ## resolve constraints.txt again for all supported Pythons (needs uv; keeps the torch pin)
 	@torch=$$(grep '^torch==' constraints.txt); \
 	{ sed -n '/^#/p' constraints.txt; echo "$$torch" | uv pip compile --quiet --universal --python-version 3.10 --all-extras \
-		--no-header --no-annotate --constraint /dev/stdin pyproject.toml | grep -vE '^(nvidia|cuda|triton|colorama)'; } > constraints.new
+		--no-header --no-annotate --constraint /dev/stdin pyproject.toml | grep -vE '^(nvidia|cuda|colorama)'; } > constraints.new
 	@mv constraints.new constraints.txt
 
 .PHONY: clean

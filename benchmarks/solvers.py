@@ -3,7 +3,7 @@
     python benchmarks/solvers.py            # everything, some minutes
     python benchmarks/solvers.py --quick    # fewer sizes, problems and repeats
 
-One process, one thread; the first table compares with TorchJD, and both libraries take turns on the same Gramians,
+One process, one thread; the first part compares with TorchJD, and both libraries take turns on the same Gramians,
 so that a busy machine slows both. It needs TorchJD with its optional solvers: pip install "torchjd[full]".
 """
 
@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"  # before numpy and torch are imported
@@ -44,13 +45,16 @@ class Problem:
     factor: Tensor
 
 
-def problems(num_tasks: int, count: int) -> list[Problem]:
-    """Rows in random directions, of which about half of all pairs conflict: of one length, and of wide norms."""
+def problems(num_tasks: int, count: int, dimensions: int | None = None) -> list[Problem]:
+    """Rows in random directions, of which about half of all pairs conflict: of one length, and of wide norms.
+
+    The gradients have twice as many dimensions as there are tasks, unless another number is given.
+    """
     found = []
     for seed in range(count):
         for kind, spread in (("even", 0.0), ("wide", 1.5)):
             generator = np.random.default_rng([num_tasks, seed])
-            rows = generator.normal(size=(num_tasks, 2 * num_tasks))
+            rows = generator.normal(size=(num_tasks, dimensions or 2 * num_tasks))
             rows *= 10.0 ** generator.uniform(-spread, spread, size=(num_tasks, 1))
             factor = np.linalg.qr(rows.T, mode="r").T
             found.append(Problem(kind, torch.from_numpy(factor @ factor.T), torch.from_numpy(factor.copy())))
@@ -264,25 +268,32 @@ def interleaved(calls: list[Callable[[], object]], budget: float, rounds: int) -
     return [statistics.median(durations) for durations in measured]
 
 
-def compare(method: Method, num_tasks: int, given: list[Problem], quick: bool) -> tuple[float, str]:
-    """Measure one method at one size; return the ratio and the line of the table."""
+def contenders(method: Method, num_tasks: int) -> tuple[Callable[[Problem], Tensor], Callable[[Problem], Tensor]]:
     aggregation = mtobal.strategies.build(method.spec).aggregation
     assert aggregation is not None
     step = Step.of(num_tasks, torch.ones(num_tasks, dtype=torch.float64))
-    theirs = method.weighting(num_tasks)
+    return lambda problem: aggregation.weights(problem.gramian, step), method.weighting(num_tasks)
 
-    # Each call goes through all problems, as the gradients of two steps are not the same: some solvers start from
-    # the last solution.
-    def ours_on_all() -> None:
+
+def race(calls: tuple[Callable[[Problem], Tensor], ...], given: list[Problem], quick: bool) -> list[float]:
+    """Return the seconds that each takes for one of the problems.
+
+    Each call goes through all of them, as the gradients of two steps are not the same: some solvers start from the
+    last solution.
+    """
+
+    def on_all(call: Callable[[Problem], Tensor]) -> None:
         for problem in given:
-            aggregation.weights(problem.gramian, step)
+            call(problem)
 
-    def theirs_on_all() -> None:
-        for problem in given:
-            theirs(problem)
+    times = interleaved([partial(on_all, call) for call in calls], 0.2 if quick else 1.0, 5 if quick else 25)
+    return [duration / len(given) for duration in times]
 
-    times = interleaved([ours_on_all, theirs_on_all], 0.2 if quick else 1.0, 5 if quick else 25)
-    our_time, their_time = (duration / len(given) for duration in times)
+
+def compare(method: Method, num_tasks: int, given: list[Problem], quick: bool) -> tuple[float, str]:
+    """Measure one method at one size; return the ratio and the line of the table."""
+    ours, theirs = contenders(method, num_tasks)
+    our_time, their_time = race((ours, theirs), given, quick)
     ratio = their_time / our_time
     errors = []
     for kind in ("even", "wide"):
@@ -290,7 +301,7 @@ def compare(method: Method, num_tasks: int, given: list[Problem], quick: bool) -
         for problem in given:
             if problem.kind == kind and method.error is not None:
                 gramian = problem.gramian.numpy()
-                answers = [aggregation.weights(problem.gramian, step), theirs(problem)]
+                answers = [ours(problem), theirs(problem)]
                 if method.name == "config":
                     answers[1] = torch.linalg.solve(problem.factor.T, answers[1])
                 found = [method.error(gramian, answer.double().numpy()) for answer in answers]
@@ -326,6 +337,23 @@ def solver_table(quick: bool) -> None:
         )
 
 
+def dependent_table(quick: bool) -> None:
+    print("\n## Gradients of fewer dimensions than tasks: TorchJD / mtobal in time\n")
+    shares = {"1": 0.0, "K/4": 0.25, "K/2": 0.5, "K-1": 1.0}
+    print("| method | K | " + " | ".join(shares) + " |")
+    print("|---|---|" + "---|" * len(shares))
+    for method in methods():
+        if method.name in ("dualproj", "upgrad"):
+            for num_tasks in (3, 10, 40) if quick else (3, 10, 40, 100):
+                ratios = []
+                for share in shares.values():
+                    dimensions = min(max(1, int(share * num_tasks)), num_tasks - 1)
+                    given = problems(num_tasks, 1 if quick else 3, dimensions)
+                    our_time, their_time = race(contenders(method, num_tasks), given, quick)
+                    ratios.append(f"{their_time / our_time:.1f}")
+                print(f"| {method.name} | {num_tasks} | " + " | ".join(ratios) + " |", flush=True)
+
+
 def jacobian_table(quick: bool) -> None:
     print("\n## On a Jacobian of K x 1e6 float32: the cost over the floor, J J^T and w J\n")
     sizes = (3, 10) if quick else (3, 10, 40)
@@ -357,12 +385,14 @@ def jacobian_table(quick: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer sizes, problems and repeats")
-    parser.add_argument("--part", choices=["solvers", "jacobian"], help="only one of the two tables")
+    parser.add_argument("--part", choices=["solvers", "jacobian"], help="only one of the two parts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="cvxpy")
+    for library in ("cvxpy", "torchjd"):
+        warnings.filterwarnings("ignore", module=library)
     if arguments.part != "jacobian":
         solver_table(arguments.quick)
+        dependent_table(arguments.quick)
     if arguments.part != "solvers":
         jacobian_table(arguments.quick)
 

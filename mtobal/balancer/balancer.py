@@ -47,6 +47,8 @@ from mtobal.ops import pairwise_cosines
 from mtobal.strategies import Composition, Spec, Step, build
 from mtobal.strategies.spec import parse
 
+Observer = Callable[[Mapping[str, Tensor], Partition], None]
+
 
 class Balancer:
     """Balance several losses in any training loop.
@@ -95,6 +97,8 @@ class Balancer:
     ----------
     strategy : Composition
         The strategies, each in its place.
+    observers : list of callable
+        Each is called with the losses of a step by task, with graph, and the partition, before the backward pass.
     skipped : bool
         Whether the last step was skipped, because something in it was not finite.
     guard : Guard
@@ -150,6 +154,7 @@ class Balancer:
         self._walked: frozenset[str] = frozenset()  # tasks whose graph has been searched for parameters
         self.guard = Guard(nonfinite, patience)
         self.skipped = False
+        self.observers: list[Observer] = []
         self._accumulates = False
         self._accumulated: Accumulated | None = None
         self._applied: _Applied | None = None
@@ -231,6 +236,8 @@ class Balancer:
             if self.skipped:
                 assert step.losses is not None
                 return attach_backward(step.losses.sum(), partial(self._skip, ranks), parameters)
+            for observe in self.observers:
+                observe(present, self.partition)
             aggregates = self.strategy.aggregation is not None
             assert step.losses is not None
             # Weights of accumulated batches are those of all of them, which are not here yet.

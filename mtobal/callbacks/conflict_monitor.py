@@ -46,8 +46,8 @@ class ConflictMonitor(pl.Callback):
     tasks : tuple of str
         The tasks in their order; empty before the first observation.
     steps : list of int
-        The steps of the observations that are kept, at most a thousand: when they are more, every second one is
-        let go.
+        The steps of the observations that are kept, at most a thousand: whenever they would be more, every second
+        one is let go, and from then on only every second one is kept.
 
     Examples
     --------
@@ -66,6 +66,7 @@ class ConflictMonitor(pl.Callback):
         self.tasks: tuple[str, ...] = ()
         self.steps: list[int] = []
         self._cosines: list[dict[str, Tensor]] = []  # by layer, of shape (K (K - 1) / 2,)
+        self._interval = self.every_n_steps  # between observations that are kept
         self._trainer: pl.Trainer | None = None
         self._balancer: Balancer | None = None
         self._last: int | None = None
@@ -138,11 +139,16 @@ class ConflictMonitor(pl.Callback):
         self._leave()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tasks": list(self.tasks), "steps": list(self.steps), "cosines": list(self._cosines)}
+        return {
+            "tasks": list(self.tasks),
+            "steps": list(self.steps),
+            "cosines": list(self._cosines),
+            "interval": self._interval,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tasks, self.steps = tuple(state_dict["tasks"]), list(state_dict["steps"])
-        self._cosines = list(state_dict["cosines"])
+        self._cosines, self._interval = list(state_dict["cosines"]), state_dict["interval"]
 
     # ------------------------------------------------------------------ inside
 
@@ -159,12 +165,18 @@ class ConflictMonitor(pl.Callback):
             )
         self.tasks = partition.tasks
         cosines = self._by_layer(losses, partition, loss_scale(self._trainer))
-        self.steps.append(step)
-        self._cosines.append(cosines)
-        if len(self.steps) > MOST_OBSERVATIONS:
-            self.steps, self._cosines = self.steps[::2], self._cosines[::2]
+        self._keep(step, cosines)
         if self._logs and self._trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self._trainer.lightning_module.log_dict(self._summary(cosines), batch_size=1)
+
+    def _keep(self, step: int, cosines: dict[str, Tensor]) -> None:
+        if len(self.steps) == MOST_OBSERVATIONS:
+            self._interval *= 2
+            kept = [place for place, known in enumerate(self.steps) if known % self._interval == 0]
+            self.steps, self._cosines = [self.steps[p] for p in kept], [self._cosines[p] for p in kept]
+        if step % self._interval == 0:
+            self.steps.append(step)
+            self._cosines.append(cosines)
 
     def _by_layer(self, losses: Mapping[str, Tensor], partition: Partition, scale: float) -> dict[str, Tensor]:
         active, rows = shared_gradients(losses, partition, scale)

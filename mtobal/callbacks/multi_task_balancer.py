@@ -132,8 +132,8 @@ class MultiTaskBalancer(pl.Callback):
             return
         raise UsageError(
             f"{self.strategy.spec!r} needs per-task gradients of whole parameters, which "
-            f"{_kind(trainer.strategy)} does not keep: train with strategy='ddp', or choose a strategy that weighs "
-            "losses, such as 'uw'."
+            f"{_kind(trainer.strategy)} does not keep: train with strategy='ddp', or choose a strategy that "
+            "weighs losses, such as 'uw'."
         )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

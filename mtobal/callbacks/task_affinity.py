@@ -219,7 +219,7 @@ def _means(losses: Mapping[str, Tensor | None], tasks: list[str], ranks: Ranks) 
     table = torch.zeros(2, len(tasks), dtype=torch.float64)  # how many ranks, sum
     for task, loss in losses.items():
         if loss is not None:
-            table[:, tasks.index(task)] = torch.tensor([1.0, float(loss)])
+            table[:, tasks.index(task)] = torch.tensor([1.0, float(loss)], dtype=torch.float64)
     if ranks.size > 1:
         table = ranks.sum(table)
     return table[1] / table[0]

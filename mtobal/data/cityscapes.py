@@ -11,9 +11,8 @@ import numpy as np
 from mtobal.data.files import require_folder
 from mtobal.data.inspection import Check
 from mtobal.data.multitask import FileDataset, MultiTaskData
-from mtobal.data.scenes import DEPTH, SEGMENTATION, SceneFolder, image_size, zoom_and_flip
+from mtobal.data.scenes import DEPTH, SEGMENTATION, SceneFolder, image_size, open_splits, zoom_and_flip
 from mtobal.data.splitting import hold_out
-from mtobal.errors import UsageError
 from mtobal.tasks import Depth, Segmentation
 
 COUNTS = {"train": 2975, "val": 500}
@@ -55,13 +54,8 @@ def cityscapes(
     """
     folder = Path(path)
     label = _label_folder(folder, classes)
-    scenes = {split: SceneFolder.open(folder / split, label, classes, has_normals=False) for split in COUNTS}
-    if scenes["train"].size != scenes["val"].size:
-        raise UsageError(
-            f"{folder}: expected images of one size, found {scenes['train'].size} in train and "
-            f"{scenes['val'].size} in val."
-        )
-    train, test = (FileDataset(scenes[split].numbers(), scenes[split].read) for split in COUNTS)
+    scenes = open_splits(folder, label, classes, has_normals=False)
+    train, test = (FileDataset(split.numbers(), split.read) for split in scenes)
     kept, held = hold_out(np.zeros(len(train)), validation_share, seed, "data set 'cityscapes'")
     transform = partial(zoom_and_flip, depth_exponent=1 if zoomed_depth == "exact" else -1)
     return MultiTaskData(
@@ -69,7 +63,7 @@ def cityscapes(
         validation=train.subset(held) if len(held) else test,
         test=test,
         tasks=(Segmentation(SEGMENTATION, num_classes=classes), Depth(DEPTH)),
-        input_shape=(3, *scenes["train"].size),
+        input_shape=(3, *scenes[0].size),
     )
 
 

@@ -232,7 +232,7 @@ def check_qm9(path: Path) -> list[Check]:
 
 
 def prepare_qm9(source: Path, target: Path, track: Track) -> str:
-    """Convert the published file into a few large tensors, which are read a hundred times as fast."""
+    """Convert the published file into a few large tensors, which are read in a second."""
     place = source / FILE if source.is_dir() else source
     destination = (target.parent if target.is_file() else target) / PREPARED
     (table,) = track(map(_read_published, [place]), "reading molecules", 1)

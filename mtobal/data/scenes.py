@@ -215,6 +215,20 @@ class SceneFolder:
             )
 
 
+def open_splits(
+    folder: Path, label: str, num_classes: int, *, has_normals: bool
+) -> tuple[SceneFolder, SceneFolder]:
+    """Return `train/` and `val/`, whose images have one size."""
+    train, val = (
+        SceneFolder.open(folder / split, label, num_classes, has_normals=has_normals) for split in ("train", "val")
+    )
+    if train.size != val.size:
+        raise UsageError(
+            f"{folder}: expected images of one size, found {train.size} in train and {val.size} in val."
+        )
+    return train, val
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image."""
     height, width, _ = read_array(path, (None, None, 3)).shape

@@ -89,7 +89,7 @@ def ghost(
                 if arrived is not None:
                     decoded.add(task, [place], [bias_gradient(arrived).to(decoded.parameters[place].dtype)])
 
-    inputs = [*edges, *(decoded.parameters[place] for place in places)]
+    inputs: list[Tensor | Edge] = [*edges, *(decoded.parameters[place] for place in places)]
     if together:
         decoded.descend_together(inputs, receive, len(losses) or 1000)
     else:

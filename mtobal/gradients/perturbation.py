@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -19,8 +19,11 @@ from mtobal.gradients.task_gradients import TaskGradients
 Row = dict[int, Tensor]
 """Something of the shape of the parameters, such as a gradient, by their place; what is missing is zero."""
 
-Point = tuple[Sequence[int], Mapping[int, Tensor]]
-"""Tasks, by their number among the active ones, and how far from home the parameters are for them."""
+Point = tuple[Sequence[int], Row]
+"""Tasks, by their number among the active ones, and how far from home the parameters are for them.
+
+The offsets are taken out of the row as they are used, so that they need no memory while the model runs.
+"""
 
 
 @contextmanager
@@ -42,6 +45,7 @@ def displaced(parameters: Sequence[Tensor], offsets: Iterable[tuple[int, Tensor]
             values = parameters[place].data
             home.append((values, values.clone()))
             values.add_(offset)
+            del offset
         torch.clear_autocast_cache()  # it would answer with the parameters that it has cast before
         yield
     finally:
@@ -213,7 +217,7 @@ class Landscape:
         rows: dict[int, Row] = {}
         partition = self._partition
         for tasks, offsets in points:
-            with torch.enable_grad(), self._at(offsets.items()):
+            with torch.enable_grad(), self._at(_taken_out(offsets)):
                 found = self._again_for(tasks)
                 take = self._scheme.take if len(tasks) == len(self._active) else loop
                 with torch.no_grad():
@@ -245,7 +249,7 @@ class Landscape:
         total: list[Tensor | None] = [None] * len(self.parameters)
         broken = torch.zeros(len(self._active))
         for tasks, offsets in points:
-            with torch.enable_grad(), self._at(offsets.items()):
+            with torch.enable_grad(), self._at(_taken_out(offsets)):
                 found = self._again_for(tasks)
                 for task in [task for task, loss in found.items() if not loss.isfinite()]:
                     broken[self._active.index(task)] = 1.0
@@ -273,6 +277,11 @@ class Landscape:
         """Run the model once more for some of the active tasks, as far as this rank has them."""
         wanted = {self._active[task] for task in tasks}
         return {task: loss for task, loss in zip(self._local, self._again(), strict=True) if task in wanted}
+
+
+def _taken_out(row: Row) -> Iterator[tuple[int, Tensor]]:
+    for place in list(row):
+        yield place, row.pop(place)
 
 
 def split(clean: TaskGradients, moved: TaskGradients) -> tuple[TaskGradients, TaskGradients]:

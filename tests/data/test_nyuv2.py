@@ -214,11 +214,23 @@ def test_a_call_that_was_stopped_leaves_no_half_file_under_a_good_name(
     assert list(tmp_path.rglob("*.unfinished")) == []
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_tree_that_is_not_finished_is_not_taken_for_the_whole(prepared: Path, split: str, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    assert len(nyuv2(path=str(tmp_path), validation_share=0).test) == 2
+    for folder in (tmp_path / split).iterdir():
+        max(folder.iterdir()).unlink()
+    with pytest.raises(UsageError, match="the preparation was stopped, call mtobal data prepare nyuv2 again"):
+        nyuv2(path=str(tmp_path))
+    for content in ("", "[1]", "[" * 100_000):
+        (tmp_path / "prepared.json").write_text(content)
+        with pytest.raises(UsageError, match=r"prepared\.json: expected"):
+            nyuv2(path=str(tmp_path))
+
+
 def test_two_origins_of_normals_do_not_mix(prepared: Path, published: Path, tmp_path: Path) -> None:
     shutil.copy(prepared / "prepared.json", tmp_path)
-    with pytest.raises(
-        UsageError, match=r'prepared\.json: .* "normals": "depth".* found .* "normals": "published"'
-    ):
+    with pytest.raises(UsageError, match=r"'normals': 'depth'.* found .*'normals': 'published'"):
         prepare_nyuv2(published, tmp_path, silent)
     assert json.loads((tmp_path / "prepared.json").read_text())["normals"] == "published"
 

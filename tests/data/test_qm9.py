@@ -113,6 +113,13 @@ def test_the_prepared_file_holds_the_same(published: Path, tmp_path: Path) -> No
     assert len(qm9(path=str(published), **SPLIT).train) == 26
 
 
+def test_a_file_in_the_older_format_of_torch(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    torch.save(MOLECULES, tmp_path / "old" / "qm9_v3.pt", _use_new_zipfile_serialization=False)
+    one, other = (qm9(path=str(path), **SPLIT).test[0][0] for path in (published, tmp_path / "old"))
+    assert all(torch.equal(part, part_) for part, part_ in zip(one, other, strict=True))
+
+
 def test_the_check_expects_all_molecules(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(find_problems(check_qm9(published))) == [f"{published}: expected 130831 samples, found 40."]
     monkeypatch.setattr(module, "COUNT", NUMBER)

@@ -12,7 +12,8 @@ from mtobal.data.files import require_folder
 from mtobal.data.inspection import Check
 from mtobal.data.multitask import FileDataset, MultiTaskData
 from mtobal.data.nyuv2.original import LABELED, SIZE, OriginalNYUv2, SplitName
-from mtobal.data.scenes import DEPTH, NORMALS, SEGMENTATION, SceneFolder, zoom_and_flip
+from mtobal.data.nyuv2.prepare import require_finished
+from mtobal.data.scenes import DEPTH, NORMALS, SEGMENTATION, SceneFolder, open_splits, zoom_and_flip
 from mtobal.data.splitting import hold_out
 from mtobal.errors import UsageError
 from mtobal.tasks import Depth, Normals, Segmentation
@@ -53,14 +54,10 @@ def nyuv2(
     """
     folder = Path(path)
     if _is_prepared(folder):
-        scenes = {split: _scene_folder(folder, split, classes) for split in COUNTS}
-        if scenes["train"].size != scenes["val"].size:
-            raise UsageError(
-                f"{folder}: expected images of one size, found {scenes['train'].size} in train and "
-                f"{scenes['val'].size} in val."
-            )
-        size = scenes["train"].size
-        train, test = (FileDataset(scenes[split].numbers(), scenes[split].read) for split in COUNTS)
+        scenes = open_splits(folder, LABEL_FOLDERS[classes], classes, has_normals=True)
+        size = scenes[0].size
+        train, test = (FileDataset(split.numbers(), split.read) for split in scenes)
+        require_finished(folder, {"train": len(train), "val": len(test)})
     else:
         original = OriginalNYUv2.open(folder)
         size = SIZE
@@ -98,7 +95,3 @@ def _is_prepared(folder: Path) -> bool:
     if (folder / LABELED).exists():
         return False
     raise UsageError(f"{folder}: expected train/ and val/, or {LABELED}, found neither.")
-
-
-def _scene_folder(folder: Path, split: SplitName, classes: Classes) -> SceneFolder:
-    return SceneFolder.open(folder / split, LABEL_FOLDERS[classes], classes, has_normals=True)

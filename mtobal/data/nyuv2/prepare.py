@@ -16,7 +16,6 @@ import numpy as np
 from mtobal.data.files import Array, open_file, read_array
 from mtobal.data.nyuv2.classes import RAW_TO_13, RAW_TO_40
 from mtobal.data.nyuv2.original import (
-    LABELED,
     NORMALS_ARCHIVE,
     NORMALS_FOLDER,
     SIZE,
@@ -58,7 +57,8 @@ def prepare_nyuv2(source: Path, target: Path, track: Track) -> str:
     original = OriginalNYUv2.open(source)
     if original.normals_source == "depth" and (source / NORMALS_ARCHIVE).exists():
         unpack_normals(source / NORMALS_ARCHIVE, source / NORMALS_FOLDER, track)
-    manifest = {"source": LABELED, "normals": original.normals_source, "size": list(SIZE)}
+    counts = {split: len(indices) for split, indices in original.splits.items()}
+    manifest = {"normals": original.normals_source, "images": counts}
     try:
         _claim(target, manifest)
         made = kept = 0
@@ -111,14 +111,36 @@ def unpack_normals(archive: Path, folder: Path, track: Track) -> None:
     unfinished.rename(folder)
 
 
+def require_finished(folder: Path, counts: Mapping[str, int]) -> None:
+    """Raise if the tree was made by `prepare_nyuv2` and has not all images yet."""
+    manifest = _manifest(folder)
+    if manifest is not None and manifest.get("images") != counts:
+        raise UsageError(
+            f"{folder}: expected the images that {MANIFEST} tells, {manifest.get('images')}, found {dict(counts)}; "
+            "the preparation was stopped, call mtobal data prepare nyuv2 again."
+        )
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    with open_file(path) as file:
+        try:
+            found = json.loads(file.read())
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path}: expected JSON, found something else; prepare into another folder.") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: expected an object, found something else; prepare into another folder.")
+    return found
+
+
 def _claim(target: Path, manifest: Mapping[str, Any]) -> None:
-    path = target / MANIFEST
-    if path.exists():
-        with open_file(path) as file:
-            found = file.read().decode(errors="replace")
-        if found != json.dumps(manifest):
+    found = _manifest(target)
+    if found is not None:
+        if found != manifest:
             raise UsageError(
-                f"{path}: expected a tree made in the same way, {json.dumps(manifest)}, found {found}; "
+                f"{target / MANIFEST}: expected a tree made in the same way, {manifest}, found {found}; "
                 "choose another --out, or remove train/, val/ and this file."
             )
         return
@@ -129,7 +151,7 @@ def _claim(target: Path, manifest: Mapping[str, Any]) -> None:
                 "choose another --out."
             )
     target.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+    (target / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 _SHAPES: dict[str, tuple[int, ...]] = {

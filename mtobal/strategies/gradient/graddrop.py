@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtobal.errors import UsageError
-from mtobal.ops import Jacobian, random_sign_drop
+from mtobal.ops import Jacobian, random_sign_drop_of_blocks
 from mtobal.strategies.base import Direction, JacobianAggregation, Step
 from mtobal.strategies.card import Card
 from mtobal.strategies.registry import register
@@ -58,11 +58,13 @@ class GradDrop(JacobianAggregation):
         assert self.generator is not None
         # The draws themselves are too many for the CPU where the gradients lie elsewhere.
         seed = int(torch.randint(2**63 - 1, (), generator=self.generator))
-        generators: dict[torch.device, torch.Generator] = {}
-        blocks: list[Tensor] = []
-        for block in jacobian.blocks:
-            if block.device not in generators:
-                generators[block.device] = torch.Generator(block.device).manual_seed(seed)
-            leak = block.new_full((len(block),), self.leak) if self.leak else None
-            blocks.append(random_sign_drop(block, generators[block.device], leak))
-        return Direction(blocks)
+        kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for place, block in enumerate(jacobian.blocks):
+            kinds.setdefault((block.device, block.dtype), []).append(place)
+        found: dict[int, Tensor] = {}
+        for (device, dtype), places in kinds.items():
+            generator = torch.Generator(device).manual_seed(seed)
+            leak = torch.full((len(step.active),), self.leak, device=device, dtype=dtype) if self.leak else None
+            kept = random_sign_drop_of_blocks([jacobian.blocks[place] for place in places], generator, leak)
+            found |= zip(places, kept, strict=True)
+        return Direction([found[place] for place in range(len(found))])

@@ -10,7 +10,7 @@ from torch import Tensor
 from mtobal.errors import UsageError
 from mtobal.strategies.base import Aggregation, Step
 from mtobal.strategies.card import Card
-from mtobal.strategies.loss.per_task import PerTask, check_per_task, per_task
+from mtobal.strategies.per_task import PerTask, check_per_task, per_task
 from mtobal.strategies.registry import register
 
 

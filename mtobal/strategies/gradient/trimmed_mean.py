@@ -6,7 +6,7 @@ from typing import Any
 
 from mtobal.errors import UsageError
 from mtobal.ops import Jacobian
-from mtobal.ops import trimmed_mean as trimmed_mean_of
+from mtobal.ops import trimmed_mean_of_blocks
 from mtobal.strategies.base import Direction, JacobianAggregation, Step
 from mtobal.strategies.card import Card
 from mtobal.strategies.registry import register
@@ -49,4 +49,4 @@ class TrimmedMean(JacobianAggregation):
 
     def direct(self, jacobian: Jacobian, step: Step) -> Direction:
         trim = min(self.trim, (len(step.active) - 1) // 2)
-        return Direction([trimmed_mean_of(block, trim) for block in jacobian.blocks])
+        return Direction(trimmed_mean_of_blocks(jacobian.blocks, trim))

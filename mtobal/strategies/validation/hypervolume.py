@@ -12,7 +12,7 @@ from mtobal.errors import UsageError
 from mtobal.solvers import hypervolume, non_dominated
 from mtobal.strategies.base import Revision, Step, Validation
 from mtobal.strategies.card import Card
-from mtobal.strategies.loss.per_task import PerTask, check_per_task, per_task
+from mtobal.strategies.per_task import PerTask, check_per_task, per_task
 from mtobal.strategies.registry import register
 
 

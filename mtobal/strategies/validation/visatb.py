@@ -11,7 +11,7 @@ from torch import Tensor
 from mtobal.errors import UsageError
 from mtobal.strategies.base import LossWeighting, Step
 from mtobal.strategies.card import Card
-from mtobal.strategies.loss.per_task import per_task
+from mtobal.strategies.per_task import per_task
 from mtobal.strategies.registry import register
 
 
