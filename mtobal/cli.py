@@ -232,7 +232,8 @@ def _strategies(options: Namespace) -> None:
     cards = strategies.available()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     if options.name is None:
-        for heading in ("name", "place", "reads", "passes", "summary"):
+        table.add_column("name", no_wrap=True)
+        for heading in ("place", "reads", "passes", "summary"):
             table.add_column(heading)
         for name, card in cards.items():
             table.add_row(name, card.place, card.reads, card.backward_passes, card.summary)

@@ -17,13 +17,20 @@ STEPS = 6  # in an epoch
 
 
 class Module(pl.LightningModule):
-    """Several ranks each take their part of every batch."""
+    """Several ranks each take their part of every batch.
+
+    Attributes
+    ----------
+    number : int
+        Of the batch at hand, over all epochs.
+    """
 
     def __init__(self, net: torch.nn.Module | None = None, lr: float = 0.05) -> None:
         super().__init__()
         self.net = SharedNet() if net is None else net
         self.net.spare.requires_grad_(False)
         self.lr = lr
+        self.number = 0
 
     def task_losses(self, data: list[Tensor]) -> dict[str, Any]:
         if dist.is_initialized():
@@ -32,6 +39,7 @@ class Module(pl.LightningModule):
         return losses(self.net, (inputs, dict(zip(TASKS, targets, strict=True))))
 
     def training_step(self, data, batch_idx):
+        self.number = STEPS * self.current_epoch + batch_idx
         values = self.task_losses(data)
         return {"loss": sum(value for value in values.values() if value is not None), "losses": values}
 

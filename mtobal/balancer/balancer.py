@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtobal.balancer.again import Again, Closure, Losses
 from mtobal.balancer.guard import Guard, Policy
-from mtobal.errors import UsageError
+from mtobal.errors import UsageError, unknown_name
 from mtobal.gradients import (
     Accumulated,
     Backward,
@@ -34,6 +34,7 @@ from mtobal.gradients import (
     attach_backward,
     cut_at,
     declared_shared,
+    differentiate,
     find_partition,
     keep_buffers,
     replayed,
@@ -44,7 +45,7 @@ from mtobal.gradients import (
     when_backward_ends,
 )
 from mtobal.ops import pairwise_cosines
-from mtobal.strategies import Composition, Spec, Step, build
+from mtobal.strategies import Composition, Spec, Step, Validation, build
 from mtobal.strategies.spec import parse
 
 Observer = Callable[[Mapping[str, Tensor], Partition], None]
@@ -56,7 +57,8 @@ class Balancer:
     Calling it with the losses of a batch gives a scalar; the ordinary backward of that scalar writes balanced
     gradients, so gradient accumulation, clipping, loss scaling and the optimizer stay what they are. A strategy
     that only weighs losses costs one backward pass; one that aggregates gradients runs one pass a task inside
-    that backward, and none outside of it.
+    that backward, and none outside of it; one that takes gradients at other points runs the model there, inside
+    that backward too, and puts the parameters back bit by bit.
 
     Parameters
     ----------
@@ -148,7 +150,7 @@ class Balancer:
                 f"{self.strategy.spec!r} takes gradients of the parameters at other points in every step: choose "
                 "auto, loop, ghost or batched for gradients=, without every."
             )
-        if aggregation is not None:
+        if aggregation is not None or self.strategy.perturbation is not None:
             keep_buffers()
         self._trainable: tuple[int, ...] = ()
         self._walked: frozenset[str] = frozenset()  # tasks whose graph has been searched for parameters
@@ -256,6 +258,11 @@ class Balancer:
             else:
                 backward, inputs = self._aggregate(step, weights, present, representation, ranks), parameters
             balanced = attach_backward(value, backward, inputs)
+            if self.strategy.regulariser is not None:
+                step.require_representation(self.strategy.spec)
+                assert representation is not None
+                penalty = self.strategy.regulariser.penalty(representation, list(present.values()), step)
+                balanced = balanced + self._penalise(penalty, parameters)
             return balanced if ahead is None or ahead.extra is None else balanced + self._further(ahead)
 
     @contextmanager
@@ -410,6 +417,40 @@ class Balancer:
                 f"those of {_names(before, before.active)}."
             )
         self.strategy.look_again(replace(before, losses=again.losses()))
+
+    def revise(
+        self,
+        losses: Mapping[str, float],
+        metrics: Mapping[str, float] | None = None,
+        higher_is_better: Mapping[str, bool] | None = None,
+    ) -> None:
+        """Show the strategies what a validation found; some give the tasks new weights by it.
+
+        Parameters
+        ----------
+        losses : mapping from task to float
+            Mean validation losses, the same on all ranks; a task may be missing.
+        metrics : mapping from task to float, optional
+            The main metric of each task, for strategies that read metrics.
+        higher_is_better : mapping from task to bool, optional
+            For each of these metrics.
+        """
+        if self.tasks is None:
+            raise UsageError("the tasks are not known before the first step: pass tasks= to the Balancer.")
+        unknown = [task for task in (*losses, *(metrics or {})) if task not in self.tasks]
+        if unknown:
+            raise unknown_name("task", unknown[0], self.tasks)
+        values, scores = (
+            torch.tensor([found.get(task, math.nan) for task in self.tasks], dtype=torch.float64)
+            for found in (losses, metrics or {})
+        )
+        if metrics is None:
+            self.strategy.revise(Validation(self.tasks, values))
+            return
+        if higher_is_better is None or any(task not in higher_is_better for task in metrics):
+            raise UsageError("revise: say of each metric whether higher is better: higher_is_better={task: True}.")
+        upward = tuple(higher_is_better.get(task, True) for task in self.tasks)
+        self.strategy.revise(Validation(self.tasks, values, scores, upward))
 
     def end_epoch(self) -> None:
         """Tell the strategies that an epoch of training has ended; some weigh by the averages of epochs."""
@@ -592,6 +633,20 @@ class Balancer:
         assert self.partition is not None
         parameters = zip(self.partition.parameters.values(), self.partition.reach, strict=True)
         return tuple(parameter for parameter, tasks in parameters if ranks.size == 1 or tasks)
+
+    def _penalise(self, penalty: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+        """Return a penalty in the graph of the losses as one whose backward leaves that graph to the balanced loss.
+
+        Autograd runs what was built last first: the penalty before the losses.
+        """
+        if self.strategy.aggregation is None and self.strategy.perturbation is None:
+            return penalty
+        graph = [penalty]
+        return attach_backward(
+            penalty.detach(),
+            lambda cotangent: differentiate([graph.pop()], [cotangent], parameters, retain_graph=True),
+            parameters,
+        )
 
     def _further(self, ahead: LookAhead) -> Tensor:
         """Return a zero whose backward adds what the strategies want on top of the balanced gradients."""
@@ -887,17 +942,15 @@ class Balancer:
         weights, blocks = direction.weights, direction.blocks
         if weights is not None:
             weights = weights * loss_weights.to(weights)
-        if self.strategy.perturbation is not None:
+        if self.strategy.perturbation is not None and self.strategy.perturbation.max_norm > 0:
             factor = self.strategy.perturbation.clip(_norm(blocks))
-            blocks = [block * factor for block in blocks] if factor != 1.0 else blocks
+            blocks = [block * factor for block in blocks]
             weights = None if weights is None else weights * factor
         self._applied = _Applied(reduced, weights if size == count else None, heads, None)
         wide = torch.zeros(size, dtype=torch.float64)
         wide[good] = heads.to(wide)
         answer = _Answer([], wide.tolist(), learn=lambda: self._learn(reduced, loss_weights, accumulates))
-        return self._finish(
-            answer, lambda found: gradients.insert(blocks, found.heads), gradients.scale, ranks
-        )
+        return self._finish(answer, lambda found: gradients.insert(blocks, found.heads), gradients.scale, ranks)
 
     def _finish(
         self,

@@ -51,6 +51,13 @@ class MultiTaskBalancer(pl.Callback):
         Such as a DataLoader, for strategies that look ahead: each step takes the next of its batches, through the
         same ``training_step``, and starts over at its end. Without it, the training batch serves as one. A
         resumed run begins it anew.
+    validation_loss : str
+        Under which names the module logs the validation loss of each task, for strategies that revise their weights
+        by validations.
+    validation_metric : str, optional
+        The same for the main metric of each task, for strategies that read metrics.
+    higher_is_better : bool or mapping from task to bool
+        Of these metrics.
     log : bool
         Whether ``mtl/weight/<task>``, ``mtl/loss/<task>``, ``mtl/grad_norm/<task>``, ``mtl/cosine/<task>/<task>``
         and ``mtl/conflict_rate`` go to the logger, every ``log_every_n_steps``, as far as the strategy knows them.
@@ -79,6 +86,9 @@ class MultiTaskBalancer(pl.Callback):
         nonfinite: Policy = "skip",
         patience: int = 10,
         validation: Iterable[Any] | None = None,
+        validation_loss: str = "val/loss/{task}",
+        validation_metric: str | None = None,
+        higher_is_better: bool | Mapping[str, bool] = True,
         log: bool = True,
         prog_bar: bool = False,
     ) -> None:
@@ -88,6 +98,9 @@ class MultiTaskBalancer(pl.Callback):
         self.nonfinite: Policy = nonfinite
         self.patience = patience
         self.validation = validation
+        self.validation_loss = validation_loss
+        self.validation_metric = validation_metric
+        self.higher_is_better = higher_is_better
         self.prog_bar = prog_bar
         self._logs = log  # Lightning gives callbacks a method named log
         self.balancer: Balancer | None = None
@@ -162,6 +175,34 @@ class MultiTaskBalancer(pl.Callback):
         self._look_again(trainer, pl_module)
         if self._logs and self.balancer is not None and trainer._logger_connector.should_update_logs:
             self._log(pl_module, self.balancer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        balancer = self.balancer
+        if balancer is None or balancer.tasks is None or trainer.sanity_checking or not self.strategy.revision:
+            return
+        losses = self._logged(trainer, balancer.tasks, self.validation_loss)
+        if self.validation_metric is None:
+            balancer.revise(losses)
+            return
+        metrics = self._logged(trainer, balancer.tasks, self.validation_metric)
+        upward = self.higher_is_better
+        balancer.revise(losses, metrics, dict.fromkeys(metrics, upward) if isinstance(upward, bool) else upward)
+
+    def _logged(self, trainer: pl.Trainer, tasks: Sequence[str], pattern: str) -> dict[str, float]:
+        """Return what the module has logged of each task under a pattern of names."""
+        names = {task: pattern.format(task=task) for task in tasks}
+        found = {
+            task: trainer.callback_metrics[name]
+            for task, name in names.items()
+            if name in trainer.callback_metrics
+        }
+        if not found:
+            raise UsageError(
+                f"{self.strategy.spec!r} revises its weights by validations, but validation_step has logged none of "
+                f"{', '.join(names.values())}: log them, or say under which names with validation_loss= and "
+                "validation_metric=."
+            )
+        return {task: float(value) for task, value in found.items()}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.balancer is not None:

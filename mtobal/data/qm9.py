@@ -304,9 +304,7 @@ def _checked(path: Path, table: Table) -> Table:
     whole = (*counts, table.bonds)
     real = (table.nodes, table.positions, table.bond_types, table.properties)
     if any(map(torch.is_floating_point, whole)) or not all(map(torch.is_floating_point, real)):
-        raise UsageError(
-            f"{path}: expected whole numbers for bonds and counts alone, found others."
-        )
+        raise UsageError(f"{path}: expected whole numbers for bonds and counts alone, found others.")
     if any(count.shape != (number,) for count in counts) or not number:
         raise UsageError(f"{path}: expected as many molecules in every tensor, found others.")
     if table.atom_counts.min() < 1 or table.atom_counts.max() > MAX_ATOMS or table.bond_counts.min() < 0:

@@ -5,6 +5,7 @@ from mtobal.gradients.batched import Batched
 from mtobal.gradients.compiled import keep_buffers
 from mtobal.gradients.decoders import Decoded, run_decoders
 from mtobal.gradients.ghost import ghost
+from mtobal.gradients.graph import differentiate
 from mtobal.gradients.lookahead import LookAhead, NotFiniteAhead, inner_products, weighted_sum
 from mtobal.gradients.loop import loop
 from mtobal.gradients.node import Backward, attach_backward, when_backward_ends
@@ -38,6 +39,7 @@ __all__ = [
     "cut_at",
     "declared_shared",
     "displaced",
+    "differentiate",
     "find_partition",
     "ghost",
     "inner_products",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from mtobal.gradients.graph import Graph, differentiate, read_graph
@@ -67,33 +66,6 @@ class Decoded:
                 list(arrivals), list(arrivals.values()), inputs, retain_graph=task != entering[-1]
             )
             receive(task, found)
-
-    def descend_together(
-        self,
-        inputs: Sequence[Tensor | Edge],
-        receive: Callable[[int, Sequence[Tensor | None]], None],
-        turns: int,
-    ) -> None:
-        """Run backward passes for as many as `turns` tasks at once through the trunk, by `torch.vmap`.
-
-        Parameters
-        ----------
-        inputs, receive
-            As for `descend`. A task that does not reach an input gets zeros there if others of its turn do.
-        turns : int
-            How many tasks go together at most; only those that enter the trunk at the same places can.
-        """
-        alike: dict[frozenset[Edge], list[int]] = {}
-        for task, arrivals in enumerate(self.arrivals):
-            if arrivals:
-                alike.setdefault(frozenset(arrivals), []).append(task)
-        groups = [tasks[start : start + turns] for tasks in alike.values() for start in range(0, len(tasks), turns)]
-        for group in groups:
-            edges = list(self.arrivals[group[0]])
-            cotangents = [torch.stack([self.arrivals[task].pop(edge) for task in group]) for edge in edges]
-            found = differentiate(edges, cotangents, inputs, retain_graph=group is not groups[-1], batched=True)
-            for number, task in enumerate(group):
-                receive(task, [None if gradient is None else gradient[number] for gradient in found])
 
     def add(self, task: int, places: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
         """Take note of gradients of a task; a parameter that its decoder uses too has some already."""

@@ -58,7 +58,6 @@ def ghost(
     cotangent: Tensor,
     *,
     pays: Callable[[Sizes, int], bool] = cheaper,
-    together: bool = False,
 ) -> TaskGradients:
     """Keep inputs and cotangents of the layers for which that pays, and the gradients of all other parameters.
 
@@ -89,11 +88,7 @@ def ghost(
                 if arrived is not None:
                     decoded.add(task, [place], [bias_gradient(arrived).to(decoded.parameters[place].dtype)])
 
-    inputs: list[Tensor | Edge] = [*edges, *(decoded.parameters[place] for place in places)]
-    if together:
-        decoded.descend_together(inputs, receive, len(losses) or 1000)
-    else:
-        decoded.descend(inputs, receive)
+    decoded.descend([*edges, *(decoded.parameters[place] for place in places)], receive)
     return decoded.finish(kept)
 
 

@@ -155,7 +155,8 @@ class Landscape:
         ----------
         weights : Tensor of shape (A,)
         """
-        mine = [float(weights[self._active.index(task)]) for task in self._local]
+        factors = dict(zip(self._active, weights.tolist(), strict=True))
+        mine = [factors[task] for task in self._local]
         decoded = run_decoders(self._losses, self._local, self._partition, self._cotangent)
         found = decoded.combine(mine, mine)
         row = {place: gradient for place, gradient in enumerate(found) if gradient is not None}
@@ -246,6 +247,7 @@ class Landscape:
         broken : list of int
             The tasks whose loss at its point is not finite on some rank; there, it is left out.
         """
+        factors = dict(zip(self._active, weights.tolist(), strict=True))
         total: list[Tensor | None] = [None] * len(self.parameters)
         broken = torch.zeros(len(self._active))
         for tasks, offsets in points:
@@ -254,7 +256,7 @@ class Landscape:
                 for task in [task for task, loss in found.items() if not loss.isfinite()]:
                     broken[self._active.index(task)] = 1.0
                     del found[task]
-                mine = [float(weights[self._active.index(task)]) for task in found]
+                mine = [factors[task] for task in found]
                 with torch.no_grad():
                     decoded = run_decoders(list(found.values()), list(found), self._partition, self._cotangent)
                     gradients = decoded.combine(mine, mine)
@@ -308,5 +310,7 @@ def split(clean: TaskGradients, moved: TaskGradients) -> tuple[TaskGradients, Ta
 
 
 def stacked(first: TaskGradients, second: TaskGradients) -> TaskGradients:
-    """Return two sets of gradients one below the other; only the first has task-own ones."""
-    return TaskGradients.of_rows(second.partition, [*first.rows(), *second.rows()], first.scale)
+    """Return two sets of gradients one below the other; task-own gradients are those of the first."""
+    shared = second.partition.shared_mask
+    below = [{place: gradient for place, gradient in row.items() if shared[place]} for row in second.rows()]
+    return TaskGradients.of_rows(second.partition, [*first.rows(), *below], first.scale)

@@ -71,7 +71,9 @@ def test_a_check_tells_every_problem_and_fails(published: Path, tmp_path: Path) 
     lines = result.stdout.splitlines()
     assert len(lines) == 12  # two broken files, and ten folders that hold fewer than were published
     assert f"{tmp_path / 'val' / 'label' / '0.npy'}: expected labels from -1 to 12, found 13 to 13." in lines
-    assert any(line.startswith(f"{tmp_path / 'train' / 'depth' / '1.npy'}: expected a NumPy array") for line in lines)
+    assert any(
+        line.startswith(f"{tmp_path / 'train' / 'depth' / '1.npy'}: expected a NumPy array") for line in lines
+    )
     assert result.stderr == f"mtobal: {tmp_path}: 12 of 50 checks failed.\n"
 
 

@@ -89,10 +89,17 @@ def replace_line(path: Path, number: int, line: str) -> None:
         ("Anno/list_attr_celeba.txt", 5, "../../secret" + " 1" * 40, "line 5: expected a file and 40"),
         ("Eval/list_eval_partition.txt", 2, "000002.jpg 3", "line 2: expected 000002.jpg and 0, 1 or 2"),
         ("Eval/list_eval_partition.txt", 2, "000009.jpg 1", "line 2: expected 000002.jpg and 0, 1 or 2"),
-        ("Eval/list_eval_partition.txt", 1, "000001.jpg 0\n000001.jpg 0", "expected a line for each of 8 faces, found 9"),
+        (
+            "Eval/list_eval_partition.txt",
+            1,
+            "000001.jpg 0\n000001.jpg 0",
+            "expected a line for each of 8 faces, found 9",
+        ),
     ],
 )
-def test_a_broken_list_is_named_with_its_line(name: str, number: int, line: str, message: str, tmp_path: Path) -> None:
+def test_a_broken_list_is_named_with_its_line(
+    name: str, number: int, line: str, message: str, tmp_path: Path
+) -> None:
     path = write(tmp_path) / name
     replace_line(path, number, line)
     with pytest.raises(UsageError, match=message) as caught:
@@ -116,7 +123,7 @@ def test_a_missing_list_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_missing_faces_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere: expected a folder with list_attr_celeba.txt"):
+    with pytest.raises(UsageError, match=r"nowhere: expected a folder with list_attr_celeba\.txt"):
         celeba(path=str(tmp_path / "nowhere"))
     face = write(tmp_path) / "Img" / "img_align_celeba" / "000001.jpg"
     face.unlink()

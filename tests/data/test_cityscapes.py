@@ -67,7 +67,9 @@ def test_a_zoom_brings_nearer_or_does_as_it_was_published(root: Path) -> None:
 def test_missing_parts_are_named(root: Path) -> None:
     with pytest.raises(UsageError, match="label_19: expected a folder with files"):
         cityscapes(path=str(root), classes=19)
-    with pytest.raises(UsageError, match="nowhere/train: expected a folder with the folders image, depth and label_7"):
+    with pytest.raises(
+        UsageError, match="nowhere/train: expected a folder with the folders image, depth and label_7"
+    ):
         cityscapes(path=str(root / "nowhere"))
     with pytest.raises(UsageError, match=r"nowhere/train/image/0\.npy: expected a file"):
         check_cityscapes(root / "nowhere")
@@ -80,7 +82,9 @@ def test_missing_parts_are_named(root: Path) -> None:
 def test_two_sizes_do_not_mix(root: Path) -> None:
     shutil.rmtree(root / "val")
     write_scenes(root, {"val": 2}, (8, 16), "label_7", normals=False)
-    with pytest.raises(UsageError, match=r"expected images of one size, found \(16, 32\) in train and \(8, 16\) in val"):
+    with pytest.raises(
+        UsageError, match=r"expected images of one size, found \(16, 32\) in train and \(8, 16\) in val"
+    ):
         cityscapes(path=str(root))
 
 

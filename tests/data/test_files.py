@@ -68,9 +68,9 @@ def test_what_is_no_file_is_told_at_once(tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses_is_told() -> None:
     # A file whose first page cannot be read by anybody.
-    with pytest.raises(UsageError, match="/proc/self/mem: cannot be read: Input/output error"):
-        with open_file(Path("/proc/self/mem")) as file:
-            file.read(1)
+    refused = pytest.raises(UsageError, match="/proc/self/mem: cannot be read: Input/output error")
+    with refused, open_file(Path("/proc/self/mem")) as file:
+        file.read(1)
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg"])

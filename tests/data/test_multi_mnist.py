@@ -28,7 +28,9 @@ def write(path: Path, *arrays: object) -> Path:
 
 @pytest.mark.parametrize("scale", [1, 255])
 def test_pictures_and_both_labels(scale: int, tmp_path: Path) -> None:
-    write(tmp_path / "multi_fashion.pickle", TRAIN / scale, TRAIN_LABELS, TEST / scale, TEST_LABELS.astype(np.uint8))
+    write(
+        tmp_path / "multi_fashion.pickle", TRAIN / scale, TRAIN_LABELS, TEST / scale, TEST_LABELS.astype(np.uint8)
+    )
     data = load("multi_mnist", path=str(tmp_path), variant="fashion")
     assert [len(split) for split in (data.train, data.validation, data.test)] == [36, 4, 10]
     assert data.input_shape == (1, 36, 36)
@@ -51,7 +53,10 @@ def test_a_file_is_taken_by_its_path_too(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ([TRAIN, TRAIN_LABELS], "expected four arrays"),
-        ([TRAIN[:, :28, :28], TRAIN_LABELS, TEST, TEST_LABELS], r"training: expected images .* found \(40, 28, 28\)"),
+        (
+            [TRAIN[:, :28, :28], TRAIN_LABELS, TEST, TEST_LABELS],
+            r"training: expected images .* found \(40, 28, 28\)",
+        ),
         ([TRAIN, TRAIN_LABELS[:39], TEST, TEST_LABELS], r"training: expected labels of shape \(40, 2\)"),
         ([TRAIN, TRAIN_LABELS, TEST, "labels"], r"test: expected labels of shape \(10, 2\), found no array"),
         ([TRAIN, TRAIN_LABELS + 5, TEST, TEST_LABELS], "training: expected labels from 0 to 9"),

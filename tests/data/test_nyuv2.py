@@ -215,7 +215,9 @@ def test_a_call_that_was_stopped_leaves_no_half_file_under_a_good_name(
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_tree_that_is_not_finished_is_not_taken_for_the_whole(prepared: Path, split: str, tmp_path: Path) -> None:
+def test_a_tree_that_is_not_finished_is_not_taken_for_the_whole(
+    prepared: Path, split: str, tmp_path: Path
+) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     assert len(nyuv2(path=str(tmp_path), validation_share=0).test) == 2
     for folder in (tmp_path / split).iterdir():

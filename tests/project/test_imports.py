@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {
     *("lightning", "torchmetrics", "cvxpy", "scipy", "ray"),
-    *("jsonargparse", "rich", "jinja2", "plotly", "yaml", "sklearn", "h5py"),
+    *("jsonargparse", "rich", "jinja2", "plotly", "yaml", "sklearn", "h5py", "PIL"),
 }
 
 

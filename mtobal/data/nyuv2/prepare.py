@@ -95,8 +95,8 @@ def unpack_normals(archive: Path, folder: Path, track: Track) -> None:
                     outside = member.name.startswith("/") or ".." in Path(member.name).parts
                     if outside or member.size > MAX_PNG_BYTES:
                         raise UsageError(
-                            f"{archive}: holds {member.name!r} of {member.size} bytes, which the published archive "
-                            "does not."
+                            f"{archive}: holds {member.name!r} of {member.size} bytes, which the published "
+                            "archive does not."
                         )
                     match = _NAME_IN_ARCHIVE.fullmatch(member.name)
                     content = members.extractfile(member) if match and member.isreg() else None
@@ -116,8 +116,8 @@ def require_finished(folder: Path, counts: Mapping[str, int]) -> None:
     manifest = _manifest(folder)
     if manifest is not None and manifest.get("images") != counts:
         raise UsageError(
-            f"{folder}: expected the images that {MANIFEST} tells, {manifest.get('images')}, found {dict(counts)}; "
-            "the preparation was stopped, call mtobal data prepare nyuv2 again."
+            f"{folder}: expected the images that {MANIFEST} tells, {manifest.get('images')}, found "
+            f"{dict(counts)}; the preparation was stopped, call mtobal data prepare nyuv2 again."
         )
 
 
@@ -129,7 +129,9 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         try:
             found = json.loads(file.read())
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: expected JSON, found something else; prepare into another folder.") from error
+            raise UsageError(
+                f"{path}: expected JSON, found something else; prepare into another folder."
+            ) from error
     if not isinstance(found, dict):
         raise UsageError(f"{path}: expected an object, found something else; prepare into another folder.")
     return found

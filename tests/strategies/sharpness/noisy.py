@@ -12,17 +12,13 @@ from networks import SharedNet, batch, losses
 SPECS = [
     "sam",
     "samo(rho=0.05)",
-    "samo(rho=0.05, local=exact)",
     "samo(rho=0.05, shared_direction=true, directions=2, probe=train)",
-    "f_mtl(rho=0.05, adaptive=false)",
-    "f_mtl(rho=0.05, norm=joint, mode=direct)",
-    "cagrad+sam",
-    "mgda+samo(rho=0.05)",
+    "f_mtl(rho=0.05, norm=joint)",
+    "mgda+sam",
     "pcgrad+samo(rho=0.05, local=exact)",
-    "uw+cagrad+f_mtl(rho=0.05)",
-    "graddrop+f_mtl(rho=0.05, mode=second)",
+    "graddrop+samo(rho=0.05)",
+    "uw+cagrad+f_mtl(rho=0.05, adaptive=false)",
     "nash_mtl+f_mtl(rho=0.05, mode=second)",
-    "aligned_mtl+f_mtl(rho=0.05, mode=each)",
     "trimmed_mean+f_mtl(rho=0.05, mode=each)",
 ]
 

@@ -41,12 +41,7 @@ def test_it_leaves_no_trace_but_the_gradients(spec: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "fatal"),
-    [
-        (spec, fatal)
-        for spec in SPECS
-        for fatal in (1, 2, 3)
-        if fatal == 1 or "sam" not in spec.replace("samo", "")
-    ],
+    [(spec, fatal) for spec in SPECS for fatal in (1, 2, 3) if fatal == 1 or not re.search(r"sam\b", spec)],
 )
 def test_an_exception_at_another_point_leaves_no_trace_at_all(spec: str, fatal: int) -> None:
     """In the first forward passes there, and after the backward passes of the ones before."""
@@ -293,7 +288,7 @@ def test_without_a_way_to_run_again_it_says_how_to_give_one() -> None:
     net = SharedNet()
     with pytest.raises(UsageError, match=r"again=closure.*balancer\.step\(closure, optimizer\)"):
         Balancer("samo", net)(losses(net, batch()))
-    with pytest.raises(UsageError, match="again must be a function .* not a dict"):
+    with pytest.raises(UsageError, match=r"again must be a function .* not a dict"):
         Balancer("samo", net)(losses(net, batch()), again=losses(net, batch()))
 
 
