@@ -62,8 +62,8 @@ class Counter:
         self.bytes += tensor.numel() * tensor.element_size()
         self.calls += 1
 
-    def reduce(self, process_group: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        """What the reducer does without a hook, counted."""
+    def reduce(self, process_group, bucket):  # DDP insists on annotations that are no strings, or none
+        """Do what the reducer does without a hook."""
         self.add(bucket.buffer())
         buffer = bucket.buffer().div_(dist.get_world_size())
         done = _all_reduce(buffer, async_op=True).get_future()
