@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mtobal.bench.records import Experiment
-from mtobal.report.summary import Column, SummaryRow, summary_table
+from mtobal.report.summary import summary_table
+from mtobal.report.table import Column, SummaryRow
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtobal.bench.records import EpochRecord, RunRecord, finite_or_null
-from mtobal.report.summary import BASELINE, Summary, SummaryRow
+from mtobal.report.table import BASELINE, Summary, SummaryRow
 
 # Hues that colour-blind readers can tell apart come first, and all of them stand out on white and on black.
 PALETTE = (

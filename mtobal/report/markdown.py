@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-from mtobal.report.summary import Column, Summary, SummaryRow
+from mtobal.report.table import Column, Summary, SummaryRow
 
 
 def markdown(summary: Summary) -> str:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from mtobal.report.curves import chart_data, row_colours
-from mtobal.report.summary import MISSING, Summary
+from mtobal.report.table import MISSING, Summary
 
 if TYPE_CHECKING:
     from jinja2 import Environment

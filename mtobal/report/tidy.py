@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from mtobal.report.summary import Statistic, Summary, SummaryRow
+from mtobal.report.table import Statistic, Summary, SummaryRow
 
 COLUMNS = (
     "row",
