@@ -75,6 +75,8 @@ class Balancer:
 
         - ``representation``, unless the strategy asks for it: inner products of the gradients with respect to the
           shared representation, and one backward pass through the encoder;
+        - ``layers(names=["encoder.layer4"])``: inner products over the parameters of these modules alone, and one
+          backward pass through the rest; batches that are accumulated are aggregated one by one;
         - ``every(n=10)``, alone or as in ``loop+every(n=10)``: the strategy solves for its weights at every tenth
           step, and keeps them in between, where one backward pass is enough.
 
@@ -127,7 +129,7 @@ class Balancer:
         aggregation = self.strategy.aggregation
         self.gradients = Scheme(parse(gradients), "losses" if aggregation is None else aggregation.reads)
         if self.strategy.perturbation is not None and (
-            self.gradients.reads_representation or self.gradients.every > 1
+            self.gradients.reads_representation or self.gradients.every > 1 or self.gradients.layers
         ):
             raise UsageError(
                 f"{self.strategy.spec!r} takes gradients of the parameters at other points in every step: choose "

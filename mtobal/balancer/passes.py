@@ -142,7 +142,8 @@ class Passes:
         assert step.losses is not None
         aggregates, parameters = self.strategy.aggregation is not None, self._inputs(ranks)
         # Weights of accumulated batches are those of all of them, which are not here yet.
-        joins = aggregates and again is None and (self.accumulates or self.accumulated is not None)
+        joined = aggregates and again is None and not self.gradients.layers
+        joins = joined and (self.accumulates or self.accumulated is not None)
         weights = torch.ones_like(step.losses) if joins else self.strategy.loss_weights(step)
         value = (weights * step.losses).sum()
         backward: Backward
@@ -325,6 +326,14 @@ class Passes:
                 decoded = run_decoders(values, local, partition, cotangent)
                 found = self._repeat(solution, step, loss_weights, accumulates)
                 return _combine_local(decoded, mine, found)
+            if self.gradients.layers:
+                decoded = run_decoders(values, local, partition, cotangent)
+                part, places = partition.restricted(self.gradients.layers)
+                seen = decoded.look(places, part)
+                if ranks.size > 1:
+                    seen = ranks.average(seen, local, step.active, part)
+                found = self._solve(seen.gramian(), step, loss_weights, seen.scale, accumulates)
+                return self._finish(found, partial(_combine_local, decoded, mine), seen.scale, ranks)
             gradients = self.gradients.take(values, local, partition, cotangent)
             gradients = self._widen(gradients, partition, ranks)
             return self._balance(gradients, step, loss_weights, local, accumulates, ranks)
@@ -578,7 +587,7 @@ class Passes:
         assert kept is not None
         self.skipped = False
         step = Step(self.tasks, tuple(kept.tasks), kept.losses())
-        if self.strategy.aggregation is None or self.strategy.perturbation is not None:
+        if self.strategy.aggregation is None or self.strategy.perturbation is not None or self.gradients.layers:
             self._learn(step, None)
             return self._nothing(ranks)
         gradients = kept.gradients(self.partition, (float(cotangent) or 1.0) * kept.batches)

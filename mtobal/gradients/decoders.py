@@ -74,6 +74,26 @@ class Decoded:
             if gradient is not None:
                 row[place] = row[place] + gradient if place in row else gradient
 
+    def look(self, places: Sequence[int], partition: Partition) -> TaskGradients:
+        """Return the gradients with respect to some shared parameters; all others can still be had afterwards.
+
+        Parameters
+        ----------
+        places : sequence of int
+        partition : Partition
+            Of these parameters alone.
+        """
+        rows: list[dict[int, Tensor]] = []
+        for arrivals, known in zip(self.arrivals, self.rows, strict=True):
+            found = self.differentiate(arrivals, places, retain_graph=True)
+            row: dict[int, Tensor] = {}
+            for number, (place, gradient) in enumerate(zip(places, found, strict=True)):
+                parts = [part for part in (gradient, known.get(place)) if part is not None]
+                if parts:
+                    row[number] = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+            rows.append(row)
+        return TaskGradients.of_rows(partition, rows, self.scale)
+
     def combine(self, weights: Sequence[float], heads: Sequence[float]) -> list[Tensor | None]:
         """Return the final gradient of every parameter from one backward pass for all tasks; can be done once.
 

@@ -91,6 +91,32 @@ class Partition:
         merged = tuple(old | new for old, new in zip(self.reach, reach, strict=True))
         return Partition(self.tasks, self.parameters, merged, self.shared_names)
 
+    def restricted(self, names: Sequence[str]) -> tuple[Partition, list[int]]:
+        """Return the partition of some of the shared parameters, and their places in this one.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Dotted names of modules or parameters.
+
+        Raises
+        ------
+        UsageError
+            A name that no shared parameter has.
+        """
+        for name in names:
+            if not any(known == name or known.startswith(f"{name}.") for known in self.shared):
+                raise UsageError(f"layers: {name!r} names no shared parameter of the model.")
+        places = [
+            place
+            for place, (known, is_shared) in enumerate(zip(self.parameters, self.shared_mask, strict=True))
+            if is_shared and any(known == name or known.startswith(f"{name}.") for name in names)
+        ]
+        known_names = list(self.parameters)
+        parameters = {known_names[place]: self.parameters[known_names[place]] for place in places}
+        reach = tuple(self.reach[place] for place in places)
+        return Partition(self.tasks, parameters, reach, frozenset(parameters)), places
+
     def _owners(self) -> Iterator[tuple[str, str | tuple[str, int]]]:
         for name, tasks in zip(self.parameters, self.reach, strict=True):
             declared = self.shared_names is not None and name in self.shared_names

@@ -39,7 +39,7 @@ class Scheme:
     Parameters
     ----------
     parts : sequence of (str, mapping)
-        One name and its options, and perhaps ``("every", {"n": n})``.
+        One name and its options, and perhaps ``("every", {"n": n})`` and ``("layers", {"names": names})``.
     reads : str
         What the strategy reads.
 
@@ -51,6 +51,8 @@ class Scheme:
         gained. So the choice is the same in every run, whatever else the machine is doing.
     every : int
         How many steps the weights of one solution serve.
+    layers : tuple of str
+        Dotted names of the modules or parameters whose gradients stand for all in the Gramian; empty for all.
     reads_representation : bool
         Whether the gradients are those of the shared representation, which `take` does not know of.
 
@@ -63,13 +65,16 @@ class Scheme:
     def __init__(self, parts: Sequence[tuple[str, Mapping[str, Any]]], reads: str) -> None:
         names: dict[str, Mapping[str, Any]] = {}
         self.every = 1
+        self.layers: tuple[str, ...] = ()
         for name, options in parts:
             if name == "every":
                 self.every = _every(**resolve_options("gradients='every'", _every, options))
+            elif name == "layers":
+                self.layers = _layers(**resolve_options("gradients='layers'", _layers, options))
             elif name in _MAKE:
                 names[name] = options
             else:
-                raise unknown_name("way to take gradients", name, (*_MAKE, "every"))
+                raise unknown_name("way to take gradients", name, (*_MAKE, "every", "layers"))
         if len(names) > 1:
             raise UsageError(f"gradients: {' and '.join(map(repr, names))} exclude each other; keep one of them.")
         [(self.name, options)] = names.items() or [("auto", {})]
@@ -77,14 +82,14 @@ class Scheme:
         self._engine = make(**resolve_options(f"gradients={self.name!r}", make, options))
         self._reads = reads
         self.reads_representation = "representation" in (reads, self.name)
-        if reads == "jacobian" and (self.reads_representation or self.every > 1):
+        if reads == "jacobian" and (self.reads_representation or self.every > 1 or self.layers):
             raise UsageError(
-                "the strategy reads the gradients of the parameters at every step: choose auto, loop, ghost or "
-                "batched for gradients=, without every."
+                "the strategy reads the gradients of all parameters at every step: choose auto, loop, ghost or "
+                "batched for gradients=, without every and layers."
             )
-        if self.reads_representation and self.every > 1:
+        if self.reads_representation and (self.every > 1 or self.layers):
             raise UsageError(
-                "gradients of the representation cost no more than a step in between: leave every out."
+                "gradients of the representation cost no more than a step in between: leave every and layers out."
             )
         self._announced = self._checked = False
 
@@ -117,6 +122,13 @@ def _every(*, n: int) -> int:
     if n < 1:
         raise UsageError(f"gradients='every': n must be at least 1, not {n}.")
     return n
+
+
+def _layers(*, names: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    found = (names,) if isinstance(names, str) else tuple(names)
+    if not found:
+        raise UsageError("gradients='layers': name at least one module or parameter.")
+    return found
 
 
 def _reason(gradients: TaskGradients, reads: str) -> str:

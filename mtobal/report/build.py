@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtobal.bench.records import load_experiment, write_text_atomic
+from mtobal.report.document import document
 from mtobal.report.markdown import markdown
 from mtobal.report.page import page
 from mtobal.report.summary import summary_table
-from mtobal.report.tidy import results_csv
+from mtobal.report.tidy import differences_csv, results_csv
 
 
 def build_report(folder: Path) -> Path:
-    """Write ``results.csv``, ``report.md`` and ``report.html`` beside the runs of an experiment.
+    """Write ``report.html``, ``report.md``, ``report.json`` and two CSV files beside the runs of an experiment.
 
     The same records give the same bytes, so a rebuilt report changes only when a result does.
 
@@ -35,6 +36,8 @@ def build_report(folder: Path) -> Path:
     summary = summary_table(load_experiment(folder))
     faces = {
         "results.csv": results_csv(summary),
+        "differences.csv": differences_csv(summary),
+        "report.json": document(summary),
         "report.md": markdown(summary),
         "report.html": page(summary),
     }

@@ -102,7 +102,9 @@ def compare(score: str, scores: Scores, reference: str, baseline: str, gains: Sc
     table = np.array([[scores[name][seed] for name in names] for seed in seeds], dtype=np.float64)
     return Comparison(
         score=score,
-        pairs=_family([(first, second, *_shared(scores, first, second)) for first, second in combinations(names, 2)]),
+        pairs=_family(
+            [(first, second, *_shared(scores, first, second)) for first, second in combinations(names, 2)]
+        ),
         against_reference=_family([(name, reference, *_shared(scores, name, reference)) for name in others]),
         against_baseline=_family(
             [(name, baseline, list(by_seed.values()), [0.0] * len(by_seed)) for name, by_seed in gains.items()]

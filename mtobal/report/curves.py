@@ -1,85 +1,44 @@
-"""What the charts of the page draw: curves by task, averaged over seeds, one line a row."""
+"""What changes over the epochs of a run, averaged over seeds: losses, validation metrics, task weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mtobal.bench.records import EpochRecord, RunRecord, finite_or_null
-from mtobal.report.table import BASELINE, Summary, SummaryRow
-
-# Hues that colour-blind readers can tell apart come first, and all of them stand out on white and on black.
-PALETTE = (
-    "#0a7cc4",
-    "#d55e00",
-    "#009e73",
-    "#c65f9f",
-    "#d99000",
-    "#7b68c8",
-    "#4aa8d8",
-    "#a6761d",
-    "#6a9a1f",
-    "#d6336c",
-)
-BASELINE_COLOUR = "#8a8f98"
-
-
-def row_colours(summary: Summary) -> dict[str, str]:
-    """Give each row its colour, in the order of the recipe: the ranking does not change it."""
-    names = list(dict.fromkeys(run.row for run in summary.experiment.runs if run.kind == "multi"))
-    colours = {name: _colour(index) for index, name in enumerate(names)}
-    return {BASELINE: BASELINE_COLOUR, **colours}
-
-
-def _colour(index: int) -> str:
-    if index < len(PALETTE):
-        return PALETTE[index]
-    # The golden angle keeps further hues apart, however many there are.
-    return f"hsl({(index - len(PALETTE)) * 137.508 % 360:.0f}, 55%, 50%)"
-
-
-def chart_data(summary: Summary) -> dict[str, Any]:
-    """Gather everything that the page's charts need, as plain JSON values (null for NaN)."""
-    colours = row_colours(summary)
-    tasks = list(dict.fromkeys(column.group for column in summary.columns if column.group))
-    rows = summary.all_rows
-    data: dict[str, list[dict[str, Any]]] = {
-        "rows": [
-            {"name": row.name, "colour": colours[row.name], "baseline": row.kind == "baseline"} for row in rows
-        ],
-        "losses": [{"task": task, "lines": _lines(rows, task, _losses)} for task in tasks],
-        "weights": [{"task": task, "lines": _lines(rows, task, _weights)} for task in tasks],
-        "cost": [
-            {
-                "row": index,
-                "ratio": row.cells["cost_ratio"].mean,
-                "delta": row.cells["delta_m"].mean,
-                "spread": row.cells["delta_m"].spread,
-            }
-            for index, row in enumerate(rows)
-            if {"cost_ratio", "delta_m"} <= row.cells.keys()
-        ],
-    }
-    data["weights"] = [chart for chart in data["weights"] if chart["lines"]]
-    result: dict[str, Any] = finite_or_null(data)
-    return result
-
+from mtobal.bench.records import EpochRecord, RunRecord
+from mtobal.report.table import SummaryRow
 
 Quantities = Mapping[str, float]
+Reader = Callable[[EpochRecord, str], Quantities]
 
 
-def _losses(record: EpochRecord, task: str) -> Quantities:
+def curves(rows: Iterable[SummaryRow], key: str, read: Reader) -> list[dict[str, Any]]:
+    """Return one line a row: the epochs, and each quantity that `read` finds under `key` in them."""
+    lines = []
+    for index, row in enumerate(rows):
+        if line := _mean_line(row.runs, key, read):
+            lines.append({"row": index, **line})
+    return lines
+
+
+def losses(record: EpochRecord, task: str) -> Quantities:
+    """Return a task's own losses, before any weighting."""
     return {
-        name: losses[task]
-        for name, losses in (("train", record.train_losses), ("validation", record.validation_losses))
-        if task in losses
+        name: values[task]
+        for name, values in (("train", record.train_losses), ("validation", record.validation_losses))
+        if task in values
     }
 
 
-def _weights(record: EpochRecord, task: str) -> Quantities:
+def validation_metric(record: EpochRecord, name: str) -> Quantities:
+    """Return a metric on the validation split."""
+    return {"validation": record.validation_metrics[name]} if name in record.validation_metrics else {}
+
+
+def weights(record: EpochRecord, task: str) -> Quantities:
     """Return the applied weight, and its share, which compares strategies whose weights differ in scale."""
     if len(record.weights) < 2 or task not in record.weights:
         return {}
@@ -88,24 +47,12 @@ def _weights(record: EpochRecord, task: str) -> Quantities:
     return {"applied": weight, "share": weight / total if total else math.nan}
 
 
-def _lines(
-    rows: Iterable[SummaryRow], task: str, quantities: Callable[[EpochRecord, str], Quantities]
-) -> list[dict[str, Any]]:
-    lines = []
-    for index, row in enumerate(rows):
-        if line := _mean_line(row.runs, task, quantities):
-            lines.append({"row": index, **line})
-    return lines
-
-
-def _mean_line(
-    runs: Iterable[RunRecord], task: str, quantities: Callable[[EpochRecord, str], Quantities]
-) -> dict[str, list[float]]:
+def _mean_line(runs: Sequence[RunRecord], key: str, read: Reader) -> dict[str, list[float]]:
     """Return each quantity by epoch, averaged over the seeds that have that epoch."""
     values: dict[int, dict[str, list[float]]] = {}
     for run in runs:
         for record in run.epochs:
-            for name, value in quantities(record, task).items():
+            for name, value in read(record, key).items():
                 values.setdefault(record.epoch, {}).setdefault(name, []).append(value)
     if not values:
         return {}
@@ -114,7 +61,14 @@ def _mean_line(
     return {
         "epochs": [float(epoch) for epoch in epochs],
         **{
-            name: [float(np.mean(values[epoch][name])) if name in values[epoch] else math.nan for epoch in epochs]
+            name: [
+                shortened(np.mean(values[epoch][name])) if name in values[epoch] else math.nan for epoch in epochs
+            ]
             for name in names
         },
     }
+
+
+def shortened(number: float | np.floating[Any]) -> float:
+    """Keep as many digits as a chart can show: they are most of what the page weighs."""
+    return float(f"{number:.5g}")

@@ -28,7 +28,9 @@ def headline(rows: Sequence[SummaryRow], comparison: Comparison, no_delta: str) 
     if not rows:
         return "No multi-task row has finished yet."
     if no_delta:
-        return " ".join(filter(None, [f"There is no delta_m: {no_delta}.", _by_rank(rows), comparison.cannot_tell]))
+        return " ".join(
+            filter(None, [f"There is no delta_m: {no_delta}.", _by_rank(rows), comparison.cannot_tell])
+        )
     finite = [row for row in rows if math.isfinite(row.mean("delta_m"))]
     if not finite:
         return "No row has a finite delta_m: every one diverged in at least one metric of at least one seed."
@@ -75,7 +77,9 @@ def _by_rank(rows: Sequence[SummaryRow]) -> str:
 
 
 def _against_baseline(best: SummaryRow, comparison: Comparison) -> str:
-    verdict = next((pair.verdict for pair in comparison.against_baseline if pair.first == best.name), "cannot tell")
+    verdict = next(
+        (pair.verdict for pair in comparison.against_baseline if pair.first == best.name), "cannot tell"
+    )
     if verdict == "cannot tell":
         return ""
     return ", but not beyond what seeds do" if verdict == "not shown" else ", and beyond what seeds do"
@@ -103,11 +107,16 @@ def _against_others(best: SummaryRow, rows: Sequence[SummaryRow], comparison: Co
 
 def _reference(verdicts: dict[str, Verdict], rows: Sequence[SummaryRow]) -> str:
     if REFERENCE not in verdicts:
-        return "" if any(row.name == REFERENCE for row in rows) else f"; there is no row {REFERENCE} to hold it against"
+        return (
+            ""
+            if any(row.name == REFERENCE for row in rows)
+            else f"; there is no row {REFERENCE} to hold it against"
+        )
     delta = percent(next(row for row in rows if row.name == REFERENCE).mean("delta_m"))
     if len(verdicts) == 1:
         return f" ({delta})"
-    return f"; {REFERENCE} ({delta}) is {'among the former' if verdicts[REFERENCE] == 'better' else 'not told from it'}"
+    place = "among the former" if verdicts[REFERENCE] == "better" else "not told from it"
+    return f"; {REFERENCE} ({delta}) is {place}"
 
 
 def _static_weights(rows: Sequence[SummaryRow], comparison: Comparison) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import html
 import re
 
-from mtobal.report.table import Column, Summary, SummaryRow
+from mtobal.report.explanations import explanations
+from mtobal.report.table import Column, Summary, SummaryRow, verdict_text
 
 
 def markdown(summary: Summary) -> str:
     """Write the headline, the table and what its columns mean."""
     header = ["row", "seeds", *(_heading(column) for column in summary.columns)]
+    header += [escape(heading) for heading, _ in summary.verdicts]
     lines = [
         f"# {escape(summary.experiment.title)}",
         "",
@@ -20,9 +22,11 @@ def markdown(summary: Summary) -> str:
         _line(["---", *["---:"] * (len(header) - 1)]),
         *(_line(_cells(summary, row)) for row in summary.all_rows),
         "",
-        "Test metrics: mean ± sample standard deviation over seeds. Bold: best multi-task value of the column.",
+        "Test metrics: mean ± sample standard deviation over seeds [95 % interval of the mean, from 3 seeds on]. "
+        "Bold: best multi-task value of the column.",
         "",
         *(f"- `{column.label}`: {escape(column.note)}" for column in summary.columns if column.note),
+        *(f"- {escape(note)}" for note in explanations(summary)),
         *(f"- Selection: {escape(selection)}" for selection in summary.selections),
         *(f"- {escape(note)}" for note in summary.notes),
     ]
@@ -47,9 +51,10 @@ def _heading(column: Column) -> str:
 def _cells(summary: Summary, row: SummaryRow) -> list[str]:
     cells = [escape(row.name), row.seed_count]
     for column in summary.columns:
-        text = column.text(row.cells.get(column.key))
+        cell = row.cells.get(column.key)
+        text = " ".join(filter(None, [column.text(cell), column.interval(cell)]))
         cells.append(f"**{text}**" if summary.is_best(row, column) else text)
-    return cells
+    return cells + [verdict_text(tests.get(row.name)) for _, tests in summary.verdicts]
 
 
 def _line(cells: list[str]) -> str:

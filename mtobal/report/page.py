@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from mtobal.report.curves import chart_data, row_colours
-from mtobal.report.table import MISSING, Summary
+from mtobal.report.charts import chart_data
+from mtobal.report.colours import row_colours
+from mtobal.report.explanations import explanations
+from mtobal.report.front import main_metrics
+from mtobal.report.table import MISSING, Summary, verdict_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -40,6 +43,8 @@ def page(summary: Summary) -> str:
             script=templates.joinpath("report.js").read_text("utf-8"),
             plotly=get_plotlyjs(),
             missing=MISSING,
+            metrics=main_metrics(summary),
+            explanations=explanations(summary),
         )
     )
 
@@ -54,7 +59,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(duration=_duration, milliseconds=_milliseconds)
+    environment.filters.update(duration=_duration, milliseconds=_milliseconds, verdict=verdict_text)
     return environment
 
 

@@ -104,7 +104,7 @@ def rank_intervals(values: Array, higher_is_better: Sequence[bool]) -> Array | N
     ranks = np.zeros((RESAMPLES, rows))
     for metric in range(metrics):  # one at a time bounds the memory
         ranks += stats.rankdata(worst_last[_resamples(n), :, metric].mean(axis=1), axis=1)
-    return np.quantile(ranks / metrics, expanded_levels(n), axis=0).T
+    return np.asarray(np.quantile(ranks / metrics, expanded_levels(n), axis=0).T)
 
 
 def expanded_levels(n: int) -> tuple[float, float]:

@@ -143,9 +143,7 @@ def _deltas(
     }
 
 
-def _mean_ranks(
-    multis: Mapping[str, list[RunRecord]], infos: tuple[MetricInfo, ...]
-) -> dict[str, Statistic]:
+def _mean_ranks(multis: Mapping[str, list[RunRecord]], infos: tuple[MetricInfo, ...]) -> dict[str, Statistic]:
     if len(multis) < 2:
         return {}
     upward = {info.name: info.higher_is_better for info in infos}

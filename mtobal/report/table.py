@@ -162,7 +162,9 @@ class Summary:
         """The families of tests that have a column of their own: their heading, and the test by row."""
         comparison = self.comparison
         families = ((REFERENCE, comparison.against_reference), (BASELINE, comparison.against_baseline))
-        return tuple((f"against {name}", {pair.first: pair for pair in family}) for name, family in families if family)
+        return tuple(
+            (f"against {name}", {pair.first: pair for pair in family}) for name, family in families if family
+        )
 
 
 def verdict_text(pair: Pair | None) -> str:

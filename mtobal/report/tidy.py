@@ -1,11 +1,11 @@
-"""The results as a tidy CSV: one line a run and metric, with the scores of the run and of its row beside it."""
+"""The results as tidy CSV: one line a run and metric with the scores beside it, and one line a test."""
 
 from __future__ import annotations
 
 import csv
 import io
 
-from mtobal.report.table import Statistic, Summary, SummaryRow
+from mtobal.report.table import BASELINE, REFERENCE, Statistic, Summary, SummaryRow
 
 COLUMNS = (
     "row",
@@ -18,14 +18,22 @@ COLUMNS = (
     "value",
     "value_mean",
     "value_spread",
+    "value_low",
+    "value_high",
     "seeds",
     "delta_m",
     "delta_m_mean",
     "delta_m_spread",
+    "delta_m_low",
+    "delta_m_high",
     "delta_p",
     "delta_p_mean",
     "delta_p_spread",
+    "delta_p_low",
+    "delta_p_high",
     "mean_rank",
+    "mean_rank_low",
+    "mean_rank_high",
     "cost_ratio",
     "seconds_per_step",
     "steps",
@@ -37,8 +45,9 @@ COLUMNS = (
 def results_csv(summary: Summary) -> str:
     """Write every test metric of every run in full precision; no answer is an empty field.
 
-    ``value``, ``delta_m`` and ``delta_p`` are those of the run; columns that end in ``_mean`` and ``_spread``
-    (sample standard deviation over ``seeds`` seeds), ``mean_rank`` and ``cost_ratio`` are those of the row.
+    ``value``, ``delta_m`` and ``delta_p`` are those of the run; columns that end in ``_mean``, ``_spread``
+    (sample standard deviation over ``seeds`` seeds), ``_low`` and ``_high`` (95 % interval), ``mean_rank`` and
+    ``cost_ratio`` are those of the row.
     """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
@@ -64,8 +73,10 @@ def _lines(row: SummaryRow) -> list[dict[str, object]]:
                 "value": run.test_metrics[info.name],
                 "value_mean": cell.mean,
                 "value_spread": cell.spread,
+                **_ends("value", cell),
                 "seeds": cell.n,
                 "mean_rank": _mean(row.cells.get("mean_rank")),
+                **_ends("mean_rank", row.cells.get("mean_rank")),
                 "cost_ratio": _mean(row.cells.get("cost_ratio")),
                 "seconds_per_step": run.seconds_per_step,
                 "steps": run.steps,
@@ -78,6 +89,7 @@ def _lines(row: SummaryRow) -> list[dict[str, object]]:
                         score: delta.values[position],
                         f"{score}_mean": delta.mean,
                         f"{score}_spread": delta.spread,
+                        **_ends(score, delta),
                     }
             lines.append(line)
     return lines
@@ -85,3 +97,28 @@ def _lines(row: SummaryRow) -> list[dict[str, object]]:
 
 def _mean(cell: Statistic | None) -> float | None:
     return cell.mean if cell else None
+
+
+def _ends(name: str, cell: Statistic | None) -> dict[str, object]:
+    low, high = (cell and cell.interval) or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def differences_csv(summary: Summary) -> str:
+    """Write every test of one row against another; ``family`` is what its ``p_holm`` was corrected within."""
+    comparison = summary.comparison
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        ("family", "first", "second", "score", "seeds", "difference", "low", "high", "p", "p_holm", "verdict")
+    )
+    for family, pairs in (
+        ("all pairs", comparison.pairs),
+        (f"against {REFERENCE}", comparison.against_reference),
+        (f"against {BASELINE}", comparison.against_baseline),
+    ):
+        for pair in pairs:
+            low, high = pair.difference.interval or (None, None)
+            numbers = (pair.difference.n, pair.difference.mean, low, high, pair.difference.p, pair.adjusted)
+            writer.writerow((family, pair.first, pair.second, comparison.score, *numbers, pair.verdict))
+    return buffer.getvalue()

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import mtobal
 from mtobal import Balancer, UsageError
 from mtobal.callbacks import MultiTaskBalancer
-from mtobal.strategies import Step
-from networks import TASKS, SharedNet, batch, losses, outcome
+from mtobal.strategies import Step, build
+from networks import TASKS, SharedNet, batch, losses, outcome, rows_alone
 
 ENGINES = ("auto", "loop", "ghost", "batched", "batched(memory=1)")
 SPECS = ("pcgrad", "uw+mgda(normalization=l2)", "graddrop")
@@ -201,9 +201,9 @@ def test_every_solves_again_when_other_tasks_take_part() -> None:
     assert tuple(balancer.weights) == ("depth", "normal")
 
 
-@pytest.mark.parametrize("gradients", ["every(n=2)", "representation"])
+@pytest.mark.parametrize("gradients", ["every(n=2)", "layers(names='encoder')", "representation"])
 def test_a_strategy_that_reads_the_jacobian_needs_it_at_every_step(gradients: str) -> None:
-    with pytest.raises(UsageError, match="the strategy reads the gradients of the parameters at every step"):
+    with pytest.raises(UsageError, match="the strategy reads the gradients of all parameters at every step"):
         Balancer("graddrop", SharedNet(), gradients=gradients)
 
 
@@ -223,3 +223,31 @@ def test_a_strategy_that_reads_the_jacobian_needs_it_at_every_step(gradients: st
 def test_a_wrong_scheme_is_refused(gradients: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Balancer("pcgrad", gradients=gradients)
+
+
+@pytest.mark.parametrize("spec", ["mgda", "uw+pcgrad", "nash_mtl"])
+def test_layers_alone_decide_on_the_weights(spec: str) -> None:
+    net, data = SharedNet(), batch()
+    balancer = Balancer(spec, net, gradients="layers(names='encoder.2')")
+    balancer(losses(net, data)).backward()
+    rows = rows_alone(net, data)
+    names = ["encoder.2.weight", "encoder.2.bias"]
+    jacobian = torch.stack([torch.cat([rows[task][name].flatten() for name in names]) for task in TASKS])
+    strategy = build(spec)
+    step = Step(TASKS, (0, 1, 2), torch.stack([loss.detach() for loss in losses(net, data).values()]))
+    scales = strategy.loss_weights(step)
+    expected = scales * strategy.aggregation_weights(jacobian @ jacobian.T, step, scales)
+    assert tuple(balancer.weights.values()) == pytest.approx(expected.tolist())
+    for name in ("encoder.0.weight", "encoder.2.weight"):
+        combined = sum(balancer.weights[task] * rows[task][name] for task in TASKS)
+        torch.testing.assert_close(net.get_parameter(name).grad, combined, rtol=1e-10, atol=1e-13)
+    for task in TASKS:
+        own = balancer.head_weights[task] * rows[task][f"heads.{task}.weight"]
+        torch.testing.assert_close(net.heads[task].weight.grad, own, rtol=1e-10, atol=1e-13)
+
+
+def test_layers_that_are_not_there_are_named() -> None:
+    net, data = SharedNet(), batch()
+    loss = Balancer("mgda", net, gradients="layers(names=['encoder', 'heads.seg'])")(losses(net, data))
+    with pytest.raises(UsageError, match=r"'heads\.seg' names no shared parameter"):
+        loss.backward()

@@ -1,0 +1,68 @@
+"""What rows trade one task for another: each task against each, and how much the static weights cover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from mtobal.metrics import hypervolume
+from mtobal.report.headline import is_static
+from mtobal.report.table import Column, Summary, SummaryRow
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The share of the box between the worst and the best value of two metrics that some rows dominate.
+
+    Hypervolume, that is, from the worst values of all rows in units of the box. `static` is that of the rows of
+    fixed weights, `everything` that of all rows; None where there is no row of fixed weights.
+    """
+
+    x: str
+    y: str
+    static: float | None
+    everything: float
+
+
+def main_metrics(summary: Summary) -> list[Column]:
+    """Return the first metric of each task, which stands for it."""
+    first: dict[str, Column] = {}
+    for column in summary.columns:
+        if column.group:
+            first.setdefault(column.group, column)
+    return list(first.values())
+
+
+def static_rows(summary: Summary) -> list[SummaryRow]:
+    """Return the rows of fixed weights."""
+    return [row for row in summary.rows if is_static(row.runs[0].strategy)]
+
+
+def coverages(summary: Summary) -> list[Coverage]:
+    """Measure every pair of tasks in which the rows differ; rows that diverged are left out."""
+    static = {row.name for row in static_rows(summary)}
+    found = []
+    for x, y in combinations(main_metrics(summary), 2):
+        points = {row.name: (row.mean(x.key), row.mean(y.key)) for row in summary.rows}
+        points = {name: point for name, point in points.items() if np.isfinite(point).all()}
+        if len(points) < 2:
+            continue
+        table = np.array(list(points.values())) * [
+            1 if x.higher_is_better else -1,
+            1 if y.higher_is_better else -1,
+        ]
+        low, size = table.min(axis=0), np.ptp(table, axis=0)
+        if not size.all():
+            continue
+        scaled = dict(zip(points, ((table - low) / size).tolist(), strict=True))
+        fixed = [point for name, point in scaled.items() if name in static]
+        everything = _volume(list(scaled.values()))
+        found.append(Coverage(x.key, y.key, _volume(fixed) if fixed else None, everything))
+    return found
+
+
+def _volume(points: Sequence[Sequence[float]]) -> float:
+    return hypervolume(points, [0.0, 0.0], [True, True])
