@@ -30,7 +30,7 @@ demo: .venv/.installed ## install into .venv, run the default benchmark, write i
 
 .PHONY: test
 test: fresh ## install into a fresh .venv-test, run the whole suite
-	$(TOOLS)/python -m pytest
+	$(TOOLS)/python -m pytest -n 2
 
 .PHONY: check
 check: lint types contract ## the three checks below, without the tests

@@ -1,6 +1,6 @@
 """Bytes that each of two ranks sends in a training step, beside those of plain data parallelism.
 
-    python benchmarks/ranks.py                 # the table of docs/lightning.md, half a minute
+    python benchmarks/ranks.py                 # the table of docs/lightning.md, a minute or two
 
 Every collective of `torch.distributed` is wrapped and counts the tensors that it is given; what the reducer of
 `DistributedDataParallel` sends passes through a communication hook that counts as well. Payload is counted, not what
@@ -35,7 +35,7 @@ WAYS: dict[str, tuple[str | None, int]] = {
     "aggregation of the Gramian (`mgda`)": ("mgda", 1),
     "aggregation of the Jacobian (`graddrop`)": ("graddrop", 1),
     "both (`uw+nash_mtl`)": ("uw+nash_mtl", 1),
-    "aggregation, 4 accumulated batches, per batch (`mgda`)": ("mgda", 4),
+    "the same over 4 accumulated batches (`mgda`)": ("mgda", 4),
 }
 
 
@@ -123,10 +123,9 @@ def measure(rank: int, tasks: int, spec: str | None, accumulate: int) -> dict[st
         model.zero_grad()
     shared = sum(parameter.numel() for parameter in net.encoder.parameters())
     everything = sum(parameter.numel() for parameter in net.parameters())
-    batches = (STEPS - 1) * accumulate
     return {
-        "bytes": counter.bytes / batches,
-        "calls": counter.calls / batches,
+        "bytes": counter.bytes / (STEPS - 1),
+        "calls": counter.calls / (STEPS - 1),
         "shared": shared,
         "everything": everything,
     }
@@ -163,7 +162,11 @@ def main() -> None:
         cells = []
         for tasks, floor in floors.items():
             found = floor if spec is None else on_two_ranks(tasks, spec, accumulate)
-            cells += [f"{found['bytes'] / 1e6:.3f}", f"{found['bytes'] / floor['bytes']:.4g}", f"{found['calls']:.1f}"]
+            cells += [
+                f"{found['bytes'] / 1e6:.3f}",
+                f"{found['bytes'] / floor['bytes']:.4g}",
+                f"{found['calls']:.1f}",
+            ]
         print(f"| {way} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -40,7 +40,7 @@ def page(summary: Summary) -> str:
             versions=_merged(run.versions for run in runs),
             hardware=_merged(run.hardware for run in runs),
             style=templates.joinpath("report.css").read_text("utf-8"),
-            script=templates.joinpath("report.js").read_text("utf-8"),
+            script="".join(templates.joinpath(name).read_text("utf-8") for name in ("charts.js", "report.js")),
             plotly=get_plotlyjs(),
             missing=MISSING,
             metrics=main_metrics(summary),

@@ -40,7 +40,9 @@ def run(tmp_path: Path, callbacks: list, *overrides: str) -> LightningCLI:
     }
     config = {"trainer": {**options, "callbacks": callbacks}, "model": {"lr": 0.1}}
     (tmp_path / "written.yaml").write_text(yaml.safe_dump(config))
-    return LightningCLI(Module, args=["fit", f"--config={tmp_path / 'written.yaml'}", *overrides], seed_everything_default=0)
+    return LightningCLI(
+        Module, args=["fit", f"--config={tmp_path / 'written.yaml'}", *overrides], seed_everything_default=0
+    )
 
 
 def balancer(cli: LightningCLI) -> MultiTaskBalancer:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
-import tracemalloc
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -19,7 +19,7 @@ from networks import TASKS, SharedNet
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
-    pytest.mark.filterwarnings("ignore:the (loss|gradient) of task .* is not finite:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:the .* of task .* is not finite:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
 ]
 
@@ -64,58 +64,55 @@ class Faulty(Module):
 
 
 class Weigh(pl.Callback):
-    """Measures what Python and torch's autograd hold, after a warm-up and at the end of each session."""
+    """Measures at the end of each session what the process holds."""
 
     def __init__(self) -> None:
-        self.sizes: list[int] = []
         self.tensors: list[int] = []
+        self.megabytes: list[float] = []
 
     def on_train_end(self, trainer, pl_module):
         gc.collect()
-        self.sizes.append(tracemalloc.get_traced_memory()[0])
         self.tensors.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.megabytes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
 
 @pytest.mark.parametrize(
     ("spec", "options"),
     [
-        ("uw", {}),
         ("uw+nash_mtl", {"nonfinite": "drop_task"}),
-        ("rlw+pcgrad", {"gradients": "loop"}),
-        ("graddrop", {"nonfinite": "drop_task"}),
-        ("samo+mgda", {}),
-        ("famo", {}),
-        ("moco", {"gradients": "batched"}),
+        ("rlw+graddrop", {"gradients": "loop"}),
+        ("samo+moco", {}),
+        ("famo", {"nonfinite": "drop_task"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_it_goes_on(spec: str, options: dict, tmp_path: Path) -> None:
     weigh, checkpoint = Weigh(), None
-    tracemalloc.start()
-    try:
-        for session in range(SESSIONS):  # each saves where it stands, in the middle of an epoch, and the next goes on
-            module = Faulty(session)
-            callback = MultiTaskBalancer(spec, patience=50, **options)
-            monitors = [ConflictMonitor(every_n_steps=25), TaskAffinity(every_n_steps=50)]
-            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=5)
-            made = trainer(
-                tmp_path,
-                callback,
-                *monitors,
-                weigh,
-                max_epochs=-1,
-                max_steps=(session + 1) * STEPS // SESSIONS,
-                plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)],
-                gradient_clip_val=1.0,
-            )
-            made.fit(module, loader(dtype=torch.float32), ckpt_path=checkpoint)
-            checkpoint = tmp_path / "last.ckpt"
-            made.save_checkpoint(checkpoint)
-            assert all(value.isfinite().all() for value in state(module).values())
-            assert len(module.faults) == 9
-            del module, callback, monitors, made, scaler
-    finally:
-        tracemalloc.stop()
-    # The first session warms up. A graph or a gradient that is kept at every step would be hundreds of tensors.
-    assert weigh.tensors[-1] <= weigh.tensors[1] + 20
-    assert weigh.sizes[-1] <= weigh.sizes[1] + 500_000
+    for session in range(SESSIONS):  # each saves where it stands, in the middle of an epoch, and the next goes on
+        module = Faulty(session)
+        callback = MultiTaskBalancer(spec, patience=50, **options)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=5)
+        made = trainer(
+            tmp_path,
+            callback,
+            ConflictMonitor(every_n_steps=100),
+            TaskAffinity(every_n_steps=100),
+            weigh,
+            max_epochs=-1,
+            max_steps=(session + 1) * STEPS // SESSIONS,
+            plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)],
+            gradient_clip_val=1.0,
+        )
+        made.fit(module, loader(dtype=torch.float32), ckpt_path=checkpoint)
+        checkpoint = tmp_path / "last.ckpt"
+        made.save_checkpoint(checkpoint)
+        assert made.global_step == (session + 1) * STEPS // SESSIONS
+        assert all(value.isfinite().all() for value in state(module).values())
+        assert len(module.faults) == 9
+        assert callback.balancer.guard.counts.keys() == set(TASKS)
+        del module, callback, made, scaler
+    # The first session warms up. Each later one keeps ten cosines more; a graph or a gradient that is kept in every
+    # step would be hundreds of tensors.
+    assert weigh.tensors[-1] <= weigh.tensors[0] + 60
+    assert weigh.megabytes[-1] <= weigh.megabytes[0] + 20

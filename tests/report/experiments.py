@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from mtobal.bench.records import EpochRecord, MetricInfo, RunRecord, run_folder, save_run
@@ -76,4 +77,65 @@ def write_experiment(
     strategies = [row for row in values if not row.startswith("single(")]
     text = yaml.safe_dump({"title": "digits", "strategies": strategies, **recipe}, sort_keys=False)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def write_large_experiment(folder: Path, rows: int = 40, seeds: int = 5, epochs: int = 100) -> Path:
+    """Write noisy strategies and a sweep of static weights on three tasks with two metrics each.
+
+    The rows differ in truth by how far they are along the list; two more diverge or stop early.
+    """
+    generator = np.random.default_rng(0)
+    tasks = ("segmentation", "depth", "normals")
+    infos = tuple(
+        MetricInfo(f"{task}/{name}", task, name == "accuracy") for task in tasks for name in ("accuracy", "error")
+    )
+    names = [f"single({task})" for task in tasks]
+    names += ["ew", *(f"static(weights=[1, {place}, {6 - place}])" for place in range(1, 6))]
+    names += [f"method_{place:02}" for place in range(rows - 6)]
+    for place, row in enumerate(names):
+        single = row.startswith("single(")
+        own = (row[7:-1],) if single else tasks
+        for seed in range(seeds):
+            shift = 0.0 if single else 0.002 * (place - 20)
+            values = {
+                info.name: (0.7 if info.higher_is_better else 0.3)
+                + (shift if info.higher_is_better else -shift)
+                + float(generator.normal(0, 0.01))
+                for info in infos
+                if info.task in own
+            }
+            save_run(
+                run_folder(folder, row, seed),
+                RunRecord(
+                    row=row,
+                    kind="single" if single else "multi",
+                    strategy="" if single else row,
+                    seed=seed,
+                    tasks=own,
+                    metric_infos=tuple(info for info in infos if info.task in own),
+                    test_metrics=values,
+                    selected_epoch=epochs - 1,
+                    selection=SELECTION,
+                    epochs=tuple(
+                        EpochRecord(
+                            epoch=epoch,
+                            train_losses={task: 2 / (epoch + 2) + shift for task in own},
+                            validation_losses={task: 2.2 / (epoch + 2) + shift for task in own},
+                            validation_metrics={name: value * epoch / epochs for name, value in values.items()},
+                            weights={} if single else dict(zip(own, generator.uniform(0, 1, 3), strict=True)),
+                            seconds=2.0,
+                        )
+                        for epoch in range(epochs)
+                    ),
+                    seconds_per_step=0.01 * (1 + place / 10),
+                    steps=1000,
+                    parameters=2_800_000,
+                    versions={"mtobal": "0.1.0", "torch": "2.13.0"},
+                    hardware={"cpu": "2 cores"},
+                    config={},
+                ),
+            )
+    recipe = {"title": "three dense tasks", "strategies": names[3:], "epochs": epochs}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return folder

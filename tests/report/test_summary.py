@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mtobal.bench.records import load_experiment
-from mtobal.report.curves import chart_data
-from mtobal.report.summary import Statistic, Summary, SummaryRow, summary_table
+from mtobal.report.charts import chart_data
+from mtobal.report.summary import summary_table
+from mtobal.report.table import Statistic, Summary, SummaryRow
 from report.experiments import BY_HAND, SECONDS, Values, write_experiment
 
 

@@ -1,131 +1,29 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("chart-data").textContent);
-  const hidden = new Set();
+  const hidden = new Set(); // rows switched off in the legend
+  const filtered = new Set(); // rows whose name does not hold what the reader looks for
   const splits = new Set();
   const drawn = new Map(); // plot element -> its traces
 
-  // Plotly reads a few tags and entities in texts; a name is shown as it is.
-  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const charts = chartDrawings(data, colour);
 
-  function axis(title) {
-    return {
-      title: { text: title, standoff: 8, font: { size: 12 } },
-      gridcolor: colour("--line"),
-      linecolor: colour("--line"),
-      zerolinecolor: colour("--line"),
-      zeroline: false,
-      automargin: true,
-    };
-  }
-
-  function layout(x, y) {
-    return {
-      showlegend: false,
-      margin: { l: 48, r: 12, t: 8, b: 40 },
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("--quiet") },
-      hoverlabel: { align: "left", namelength: -1 },
-      // A finger on a chart scrolls the page.
-      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
-      xaxis: x,
-      yaxis: y,
-    };
-  }
-
-  function curve(line, y, extra) {
-    const row = data.rows[line.row];
-    return {
-      x: line.epochs,
-      y,
-      name: plain(row.name),
-      mode: line.epochs.length > 1 ? "lines" : "markers",
-      line: { color: row.colour, width: 2 },
-      marker: { color: row.colour, size: 7 },
-      meta: { row: line.row },
-      ...extra,
-    };
-  }
-
-  const charts = {
-    losses(index) {
-      const traces = [];
-      for (const line of data.losses[index].lines) {
-        for (const split of ["train", "validation"]) {
-          if (!line[split]) continue;
-          const trace = curve(line, line[split], {
-            hovertemplate: `<b>%{fullData.name}</b><br>${split} %{y:.4g}<br>epoch %{x}<extra></extra>`,
-          });
-          trace.meta.split = split;
-          if (split === "train") {
-            trace.line = { ...trace.line, width: 1.5, dash: "dot" };
-            trace.opacity = 0.75;
-          }
-          traces.push(trace);
-        }
-      }
-      return [traces, layout(epochAxis(traces), axis("loss"))];
-    },
-    weights(index) {
-      const traces = data.weights[index].lines.map((line) =>
-        curve(line, line.share, {
-          customdata: line.applied,
-          hovertemplate:
-            "<b>%{fullData.name}</b><br>share %{y:.3f}<br>applied weight %{customdata:.4g}<br>epoch %{x}<extra></extra>",
-        }),
-      );
-      return [traces, layout(epochAxis(traces), { ...axis("share of the weights"), rangemode: "tozero" })];
-    },
-    cost() {
-      // Many names would cover each other: then colour and hovering tell the rows apart.
-      const labelled = data.cost.length <= 8;
-      const traces = data.cost.map((point) => {
-        const row = data.rows[point.row];
-        return {
-          x: [point.ratio],
-          y: [point.delta],
-          error_y: { type: "data", array: [point.spread || 0], visible: point.spread !== null, thickness: 1.5 },
-          name: plain(row.name),
-          mode: labelled ? "markers+text" : "markers",
-          text: [plain(row.name.length > 18 ? row.name.slice(0, 17) + "…" : row.name)],
-          textposition: "middle right",
-          cliponaxis: false,
-          marker: { color: row.colour, size: 10 },
-          meta: { row: point.row },
-          hovertemplate: "<b>%{fullData.name}</b><br>delta_m %{y:+.2f} %<br>%{x:.2f} times ew<extra></extra>",
-        };
-      });
-      const y = { ...axis("delta_m % (lower is better)"), zeroline: true };
-      const look = layout({ ...axis("time of a step relative to ew"), rangemode: "tozero" }, y);
-      if (labelled) look.margin.r = 110;
-      return [traces, look];
-    },
-  };
-
-  function epochAxis(traces) {
-    const last = Math.max(1, ...traces.flatMap((trace) => trace.x));
-    return { ...axis("epoch"), ...(last <= 8 ? { dtick: 1 } : { nticks: 7 }) };
-  }
-
-  const visible = (trace) => !hidden.has(trace.meta.row) && (!trace.meta.split || splits.has(trace.meta.split));
+  const visible = ({ meta }) =>
+    !hidden.has(meta.row) && !filtered.has(meta.row) && (!meta.split || splits.has(meta.split));
 
   function draw(element) {
-    if (drawn.has(element)) return;
     const [traces, look] = charts[element.dataset.chart](Number(element.dataset.index));
     drawn.set(element, traces);
     for (const trace of traces) trace.visible = visible(trace);
-    Plotly.newPlot(element, traces, look, {
-      responsive: true,
-      displayModeBar: false,
-    });
+    Plotly.react(element, traces, look, { responsive: true, displayModeBar: false });
   }
 
   function showVisible() {
     for (const [element, traces] of drawn) Plotly.restyle(element, { visible: traces.map(visible) });
     for (const button of legend.querySelectorAll("[data-row]")) {
       button.setAttribute("aria-pressed", String(!hidden.has(Number(button.dataset.row))));
+      button.hidden = filtered.has(Number(button.dataset.row));
     }
   }
 
@@ -163,22 +61,61 @@
     });
   }
 
-  // A page with forty tasks has eighty charts: draw those that come into view.
-  const observer = new IntersectionObserver(
-    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
-    { rootMargin: "600px" },
-  );
-  document.querySelectorAll(".plot").forEach((element) => observer.observe(element));
-  addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(draw));
-
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    for (const element of drawn.keys()) {
-      const look = { "font.color": colour("--quiet") };
-      for (const key of ["gridcolor", "linecolor", "zerolinecolor"]) {
-        look[`xaxis.${key}`] = look[`yaxis.${key}`] = colour("--line");
-      }
-      Plotly.relayout(element, look);
+  const filter = document.getElementById("filter");
+  filter.closest("p").hidden = false;
+  filter.addEventListener("input", () => {
+    const wanted = filter.value.trim().toLowerCase();
+    filtered.clear();
+    data.rows.forEach((row, index) => row.name.toLowerCase().includes(wanted) || filtered.add(index));
+    for (const line of document.querySelectorAll("tr[data-row]")) {
+      line.hidden = filtered.has(Number(line.dataset.row));
     }
+    document.getElementById("found").textContent = wanted
+      ? `${data.rows.length - filtered.size} of ${data.rows.length} rows`
+      : "";
+    showVisible();
+  });
+
+  const coverage = document.getElementById("coverage");
+  function tellCoverage(x, y) {
+    if (!coverage) return;
+    const found = data.trade.coverages.find((each) => each.x === Math.min(x, y) && each.y === Math.max(x, y));
+    const percent = (share) => `${(100 * share).toFixed(1)} %`;
+    coverage.textContent = found
+      ? "Hypervolume, of the box between the worst and the best mean: " +
+        (found.static === null ? "" : `fixed weights ${percent(found.static)}, `) +
+        `all rows ${percent(found.everything)}.`
+      : "";
+  }
+  const axes = [...document.querySelectorAll("[data-axis]")];
+  for (const select of axes) {
+    select.addEventListener("change", () => {
+      tellCoverage(...axes.map((each) => Number(each.value)));
+      draw(document.querySelector("[data-chart=trade]"));
+    });
+  }
+  if (axes.length) tellCoverage(0, 1);
+
+  // A page with forty tasks has over a hundred charts: draw those that come into view.
+  const plots = [...document.querySelectorAll(".plot")];
+  const drawOnce = (element) => drawn.has(element) || draw(element);
+  const observer = new IntersectionObserver(
+    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => drawOnce(entry.target)),
+    { rootMargin: "400px" },
+  );
+  plots.forEach((element) => observer.observe(element));
+
+  const redraw = () => [...drawn.keys()].forEach(draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+
+  // Paper is light, whatever the screen is.
+  addEventListener("beforeprint", () => {
+    document.documentElement.dataset.print = "";
+    plots.forEach(draw);
+  });
+  addEventListener("afterprint", () => {
+    delete document.documentElement.dataset.print;
+    redraw();
   });
 
   for (const table of document.querySelectorAll("table[data-sortable]")) {
