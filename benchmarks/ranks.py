@@ -3,13 +3,14 @@
     python benchmarks/ranks.py                 # the table of docs/lightning.md, a minute or two
 
 Every collective of `torch.distributed` is wrapped and counts the tensors that it is given; what the reducer of
-`DistributedDataParallel` sends passes through a communication hook that counts as well. Payload is counted, not what
-a ring makes of it: every line goes over the same wires, and so ratios hold for each backend.
+`DistributedDataParallel` sends passes through a communication hook that counts as well. Payload is counted, not
+what a ring makes of it: every line goes over the same wires, and so ratios hold for each backend.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ WAYS: dict[str, tuple[str | None, int]] = {
 class Net(nn.Module):
     def __init__(self, tasks: int) -> None:
         super().__init__()
-        pairs = zip(WIDTHS, WIDTHS[1:], strict=False)
+        pairs = itertools.pairwise(WIDTHS)
         self.encoder = nn.Sequential(*(layer for a, b in pairs for layer in (nn.Linear(a, b), nn.Tanh())))
         self.heads = nn.ModuleList(nn.Linear(WIDTHS[-1], 8) for _ in range(tasks))
 

@@ -98,8 +98,13 @@ def _parser() -> ArgumentParser:
     bench.add_argument("--out", metavar="DIR", help="folder of the experiment; runs/RECIPE by default")
     commands.add_subcommand("bench", bench, help="train and compare strategies, then write the report")
 
-    report = Parser(description="Write report.html, report.md and results.csv into the folder of an experiment.")
+    report = Parser(
+        description="Write report.html, report.md, report.json, results.csv and differences.csv into the folder of "
+        "an experiment. With a second folder, say what changed from the first to it beyond noise, and write "
+        "changes.md and changes.csv into it."
+    )
     report.add_argument("folder", metavar="DIR", help="such as runs/digits")
+    report.add_argument("later", nargs="?", metavar="LATER", help="a second folder, to compare with the first")
     commands.add_subcommand("report", report, help="write the report of an experiment")
 
     check = Parser(description="Look at every file of a data set on disk, and say what is wrong with which.")
@@ -169,7 +174,10 @@ def _bench(options: Namespace) -> None:
 def _report(options: Namespace) -> None:
     from rich.console import Console
 
-    _show_report(Path(options.folder), Console())
+    if options.later is None:
+        _show_report(Path(options.folder), Console())
+    else:
+        _show_changes(Path(options.folder), Path(options.later), Console())
 
 
 def _show_report(folder: Path, console: Console) -> None:
@@ -179,6 +187,13 @@ def _show_report(folder: Path, console: Console) -> None:
     page = build_report(folder)
     console.print(console_table(load_experiment(folder)))
     console.print(f"Report: {page}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _show_changes(before: Path, after: Path, console: Console) -> None:
+    from mtobal.report import build_changes, changes_table
+
+    console.print(changes_table(build_changes(before, after)))
+    console.print(f"Every comparison: {after / 'changes.md'}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _data(options: Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -140,7 +141,8 @@ class Passes:
         ranks : Ranks
         """
         assert step.losses is not None
-        aggregates, parameters = self.strategy.aggregation is not None, self._inputs(ranks)
+        shares, parameters = any(self.known_partition.shared_mask), self._inputs(ranks)
+        aggregates = self.strategy.aggregation is not None and (shares or len(step.active) == 1)
         # Weights of accumulated batches are those of all of them, which are not here yet.
         joined = aggregates and again is None and not self.gradients.layers
         joins = joined and (self.accumulates or self.accumulated is not None)
@@ -148,7 +150,7 @@ class Passes:
         value = (weights * step.losses).sum()
         backward: Backward
         inputs = parameters
-        if again is not None:
+        if again is not None and (shares or self.strategy.aggregation is None):
             backward = self._perturb(step, weights, present, again, ranks)
         elif aggregates:
             backward = self._aggregate(step, weights, present, representation, ranks)
@@ -199,10 +201,21 @@ class Passes:
                 ranks.check_same(self.partition)
             self.partition = ranks.joined(self.partition)
         if self.strategy.aggregation is not None and len(present) > 1 and not any(self.partition.shared_mask):
+            self._miss_shared(present)
+
+    def _miss_shared(self, present: Iterable[str]) -> None:
+        """Refuse to aggregate nothing, unless the shared parameters may only be frozen for a while."""
+        if self.model is None or all(parameter.requires_grad for parameter in self.model.parameters()):
             raise UsageError(
                 f"{self.strategy.spec!r} aggregates gradients of shared parameters, but no trainable parameter "
                 f"is reached by two of the losses {', '.join(present)}."
             )
+        warnings.warn(
+            "no trainable parameter is shared, so only task-own parameters are trained until frozen ones become "
+            "trainable.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def _inputs(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return the parameters to which the balanced loss writes gradients.
@@ -548,7 +561,7 @@ class Passes:
         if answer is None:
             self._rewind()
             self.skipped, self.applied = True, None
-            return self._nothing(ranks)
+            return self._nothing(ranks, scale)
         gradients = combine(answer)
         # A gradient scaler skips the step where gradients overflow.
         if answer.learn is None or (scale > 1 and ranks.any(not _all_finite(gradients))):
@@ -560,12 +573,16 @@ class Passes:
 
     def _learn(self, step: Step, loss_weights: Tensor | None, accumulates: bool = False) -> None:
         """Let the strategies learn from a step."""
-        if self.strategy.perturbation is not None:  # batches that are aggregated alone are learned from together
+        if self.strategy.perturbation is not None or self.gradients.layers:
+            # Batches that are aggregated alone are learned from together.
             joined = self._join(step, accumulates)
             if joined is None:
                 return
             step, loss_weights = joined, loss_weights if joined is step else None
-        self.strategy.update(step, loss_weights)
+        if self.strategy.aggregation is None or any(self.known_partition.shared_mask):
+            self.strategy.update(step, loss_weights)
+        elif self.strategy.loss_weighting is not None:  # nothing was aggregated
+            self.strategy.loss_weighting.update(step)
 
     def _rewind(self) -> None:
         """Put the strategies' random generators back, after a step that is not taken."""
@@ -576,7 +593,7 @@ class Passes:
         """Leave a batch out, but not those that were accumulated before it."""
         self.applied = None
         if self.accumulates or self.accumulated is None:
-            return self._nothing(ranks)
+            return self._nothing(ranks, float(cotangent))
         return self._flush(cotangent, ranks)
 
     def _flush(self, cotangent: Tensor, ranks: Ranks) -> list[Tensor | None]:
@@ -595,11 +612,17 @@ class Passes:
         balanced = self._balance(gradients, step, weights, kept.tasks, False, ranks)
         return self._complete(balanced, step.active, ranks)
 
-    def _nothing(self, ranks: Ranks) -> list[Tensor | None]:
-        """Return no gradients, for a step that is skipped."""
-        assert self.partition is not None
-        assert self.tasks is not None
-        return self._complete([None] * len(self.partition.parameters), range(len(self.tasks)), ranks)
+    def _nothing(self, ranks: Ranks, scale: float = 1.0) -> list[Tensor | None]:
+        """Return no gradients, for a step that is skipped.
+
+        Under a loss scale one of them is infinite: that is how a gradient scaler is told to skip the step.
+        """
+        partition = self.known_partition
+        gradients: list[Tensor | None] = [None] * len(partition.parameters)
+        if scale > 1:
+            place = next(place for place, tasks in enumerate(partition.reach) if tasks)
+            gradients[place] = torch.full_like(list(partition.parameters.values())[place], math.inf)
+        return self._complete(gradients, range(len(self.known_tasks)), ranks)
 
     def _complete(
         self, gradients: list[Tensor | None], active: Iterable[int], ranks: Ranks

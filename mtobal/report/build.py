@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtobal.bench.records import load_experiment, write_text_atomic
+from mtobal.report.changes import Changes, find_changes
+from mtobal.report.changes_text import changes_csv, changes_markdown
 from mtobal.report.document import document
 from mtobal.report.markdown import markdown
 from mtobal.report.page import page
@@ -44,3 +46,22 @@ def build_report(folder: Path) -> Path:
     for name, text in faces.items():
         write_text_atomic(folder / name, text)
     return folder / "report.html"
+
+
+def build_changes(before: Path, after: Path) -> Changes:
+    """Write ``changes.md`` and ``changes.csv`` into the later of two experiments, and return what changed.
+
+    Parameters
+    ----------
+    before, after
+        The folders of two experiments.
+
+    Raises
+    ------
+    UsageError
+        If a folder holds no finished run, a record cannot be read, or the two have nothing in common.
+    """
+    changes = find_changes(*(summary_table(load_experiment(Path(folder))) for folder in (before, after)))
+    write_text_atomic(Path(after) / "changes.md", changes_markdown(changes, str(before), str(after)))
+    write_text_atomic(Path(after) / "changes.csv", changes_csv(changes))
+    return changes

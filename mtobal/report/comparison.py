@@ -37,11 +37,16 @@ class Pair:
     @property
     def verdict(self) -> Verdict:
         """What the seeds say of the first row against the second."""
-        if self.adjusted is None:
-            return "cannot tell"
-        if self.adjusted > ALPHA:
-            return "not shown"
-        return "better" if self.difference.mean < 0 else "worse"
+        return judged(self.difference.mean, self.adjusted)
+
+
+def judged(difference: float, adjusted: float | None) -> Verdict:
+    """Put a test in words, for a difference that is good below zero."""
+    if adjusted is None:
+        return "cannot tell"
+    if adjusted > ALPHA:
+        return "not shown"
+    return "better" if difference < 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Comparison:
         if most < FEWEST_SEEDS:
             shared = {0: "Without a seed in common", 1: "With 1 seed"}.get(most, f"With {most} seeds")
             return f"{shared} no difference between rows can be shown; it takes {FEWEST_SEEDS} or more."
-        return "No difference between rows can be tested: the scores are not finite, or the seeds change nothing."
+        return "No difference between rows can be tested: the scores are not finite, or no difference varies over seeds."
 
 
 def compare(score: str, scores: Scores, reference: str, baseline: str, gains: Scores) -> Comparison:

@@ -18,9 +18,9 @@ def markdown(summary: Summary) -> str:
         "",
         escape(summary.headline),
         "",
-        _line(header),
-        _line(["---", *["---:"] * (len(header) - 1)]),
-        *(_line(_cells(summary, row)) for row in summary.all_rows),
+        line(header),
+        line(["---", *["---:"] * (len(header) - 1)]),
+        *(line(_cells(summary, row)) for row in summary.all_rows),
         "",
         "Test metrics: mean ± sample standard deviation over seeds [95 % interval of the mean, from 3 seeds on]. "
         "Bold: best multi-task value of the column.",
@@ -57,5 +57,6 @@ def _cells(summary: Summary, row: SummaryRow) -> list[str]:
     return cells + [verdict_text(tests.get(row.name)) for _, tests in summary.verdicts]
 
 
-def _line(cells: list[str]) -> str:
+def line(cells: list[str]) -> str:
+    """Write a line of a table."""
     return f"| {' | '.join(cells)} |"

@@ -117,18 +117,24 @@ class Strategy(nn.Module):
         """Restore what `get_extra_state` returned."""
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
+        self.optimizer = None
         if state["optimizer"] is not None:
             self.optimizer = self.make_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # What is not saved was not there yet.
         for name, parameter in self._parameters.items():
             saved = state_dict.get(prefix + name)
-            if saved is not None and (parameter is None or parameter.shape != saved.shape):
+            if saved is None:
+                self._parameters[name] = None
+            elif parameter is None or parameter.shape != saved.shape:
                 self._parameters[name] = nn.Parameter(torch.empty_like(saved))
         for name, buffer in self._buffers.items():
             saved = state_dict.get(prefix + name)
-            if saved is not None and (buffer is None or buffer.shape != saved.shape):
+            if saved is None:
+                self._buffers[name] = None
+            elif buffer is None or buffer.shape != saved.shape:
                 self._buffers[name] = torch.empty_like(saved)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

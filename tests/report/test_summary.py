@@ -88,25 +88,27 @@ def test_an_interval_is_students() -> None:
             flat(ew=[1.0, 1.1, 0.9], uw=[-1.0, -1.1, -0.9]),
             [
                 "uw has the lowest delta_m of 2 rows (-1.00 % over 3 seeds, better than",
-                "lies below that of ew (+1.00 %)",
+                "corrected for one pair, it is better than ew beyond what seeds do (+1.00 %).",
             ],
         ),
         (
-            flat(ew=[1.0, 2.0, 3.0], uw=[0.5, 1.5, 2.5]),
+            flat(ew=[1.0, 2.0, 3.0], uw=[0.5, 2.5, 1.5]),
             [
                 "uw has the lowest",
                 "worse than the single-task",
-                "overlaps with that of ew",
-                "do not tell them apart",
+                "the seeds do not tell it from ew (+2.00 %).",
             ],
         ),
         (
             flat(ew=[1.0, 1.0], uw=[-9.0, -9.0]),
-            ["uw has", "Two seeds are too few to conclude that it differs from ew"],
+            ["uw has", "With 2 seeds no difference between rows can be shown"],
         ),
-        (flat(ew=[1.0], uw=[-9.0]), ["One seed is too few to conclude that it differs from ew (+1.00 %)"]),
-        (flat(ew=[-1.0] * 3, uw=[2.0] * 3), ["ew has the lowest delta_m", "lies below that of uw (+2.00 %)"]),
-        (flat(pcgrad=[-1.0] * 3, uw=[2.0] * 3), ["pcgrad has the lowest", "There is no finite row ew"]),
+        (flat(ew=[1.0], uw=[-9.0]), ["With 1 seed no difference between rows can be shown; it takes 3 or more."]),
+        (flat(ew=[-1.0] * 3, uw=[2.0] * 3), ["ew has the lowest delta_m", "no difference varies over seeds"]),
+        (
+            flat(pcgrad=[-1.0, -1.1, -1.2], uw=[2.0, 2.1, 1.9]),
+            ["pcgrad has the lowest", "better than uw", "there is no row ew to hold it against."],
+        ),
         (flat(ew=[-1.0] * 3), ["ew is the only multi-task row: delta_m -1.00 % over 3 seeds"]),
         (flat(ew=[math.nan], uw=[math.nan]), ["No row has a finite delta_m"]),
         (flat(), ["No multi-task row has finished yet."]),
@@ -176,7 +178,7 @@ def test_charts_draw_the_mean_over_seeds_and_the_share_of_the_weights(tmp_path: 
         "row": 1,  # the baseline has one task, and nothing to divide
         "epochs": [0, 1],
         "applied": [2, 2],
-        "share": [2 / 3, 2 / 3],
+        "share": [0.66667, 0.66667],
     }
     assert [point["row"] for point in data["cost"]] == [1, 2]
 

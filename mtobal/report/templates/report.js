@@ -12,7 +12,16 @@
   const visible = ({ meta }) =>
     !hidden.has(meta.row) && !filtered.has(meta.row) && (!meta.split || splits.has(meta.split));
 
+  // Plotly takes longer to start than all the rest of the page, so it waits until a chart comes near.
+  function startPlotly() {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+  }
+
   function draw(element) {
+    startPlotly();
     const [traces, look] = charts[element.dataset.chart](Number(element.dataset.index));
     drawn.set(element, traces);
     for (const trace of traces) trace.visible = visible(trace);
