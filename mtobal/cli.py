@@ -99,8 +99,8 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("bench", bench, help="train and compare strategies, then write the report")
 
     report = Parser(
-        description="Write report.html, report.md, report.json, results.csv and differences.csv into the folder of "
-        "an experiment. With a second folder, say what changed from the first to it beyond noise, and write "
+        description="Write report.html, report.md, report.json, results.csv and differences.csv into the folder "
+        "of an experiment. With a second folder, say what changed from the first to it beyond noise, and write "
         "changes.md and changes.csv into it."
     )
     report.add_argument("folder", metavar="DIR", help="such as runs/digits")

@@ -366,17 +366,20 @@ class Balancer:
         """
         if self._passes.applied is None:
             raise UsageError("there has been no step yet whose batch could be looked at again.")
+        before = self._passes.applied.step
+        took_part = {before.tasks[task] for task in before.active}
         ranks, again = Ranks.now(), Accumulated()
         for closure, rng in looks:
             with torch.no_grad(), replayed(self.model, rng):
                 losses, _ = _outcome(closure())
+                losses = {task: loss for task, loss in losses.items() if task in took_part}
                 step, bad = share_losses(self._present(losses), self._passes.known_tasks, self.model, ranks)
             assert step.losses is not None
             if bad:
                 self.guard.caught([step.tasks[task] for task in bad], "loss after the optimizer's step")
+                self.strategy.look_again(before)  # as if nothing had changed
                 return
             again.add_losses(step.active, step.losses)
-        before = self._passes.applied.step
         if tuple(again.tasks) != before.active:
             raise UsageError(
                 f"the second look at a batch has losses of tasks {_names(before, again.tasks)}, the first had "
@@ -491,7 +494,8 @@ class Balancer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, before or after the first step."""
-        if state["spec"] != self.strategy.spec:
+        # In YAML, the order of the strategies may get lost.
+        if sorted(state["spec"].split("+")) != sorted(self.strategy.spec.split("+")):
             raise UsageError(
                 f"the saved state belongs to strategy {state['spec']!r}, not to {self.strategy.spec!r}."
             )

@@ -18,9 +18,11 @@ from mtobal.report.statistics import (
     paired_difference,
     unpaired_difference,
 )
+from mtobal.report.summary import delta_m_by_seed
 from mtobal.report.table import Summary
 
 SECONDS = "seconds per step"
+DELTA = "delta_m by seed"
 BySeed = Mapping[int, float]
 
 
@@ -74,8 +76,9 @@ class Changes:
 def find_changes(before: Summary, after: Summary) -> Changes:
     """Compare the rows that both experiments have, in every metric, the scores and the time of a step.
 
-    Seeds that both have are compared with each other, where there are three or more of them; otherwise the two sets
-    of seeds are (Welch's t-test). All p-values are corrected together (Holm).
+    Seeds that both have are compared with each other, where there are three or more of them; otherwise the two
+    sets of seeds are (Welch's t-test). All p-values are corrected together (Holm). ``delta_m`` is taken
+    against the baseline of each seed, not against their mean, whose error all seeds of a folder would share.
 
     Raises
     ------
@@ -125,16 +128,14 @@ def _same(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
 
 
 def _quantities(summary: Summary) -> dict[tuple[str, str], BySeed]:
-    """Return every test metric, score and step time, by row and name, over seeds."""
+    """Return every test metric, ``delta_m`` and the step time, by row and name, over seeds."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for run in summary.experiment.runs:
         for name, value in {**run.test_metrics, SECONDS: run.seconds_per_step}.items():
             found.setdefault((run.row, name), {})[run.seed] = value
-    for row in summary.rows:
-        for score in ("delta_m", "delta_p"):
-            if score in row.cells:
-                values = zip(row.runs, row.cells[score].values, strict=True)
-                found[row.name, score] = {run.seed: value for run, value in values}
+    for row, by_seed in delta_m_by_seed(summary.experiment.runs).items():
+        if by_seed:
+            found[row, DELTA] = by_seed
     return {key: found[key] for key in sorted(found, key=lambda key: _place(summary, key))}
 
 

@@ -22,8 +22,8 @@ def changes_markdown(changes: Changes, before: str, after: str) -> str:
         "",
         escape(changes.headline),
         "",
-        "Two-sided t-tests over seeds, paired where three or more seeds are shared; p-values are corrected for all "
-        "lines of the table. 'Not shown' is no proof that nothing changed.",
+        "Two-sided t-tests over seeds, paired where three or more seeds are shared; p-values are corrected for "
+        "all lines of the table. 'Not shown' is no proof that nothing changed.",
         "",
         line(list(HEADINGS)),
         line(["---", "---", *["---:"] * 5, "---"]),

@@ -84,7 +84,8 @@ class Comparison:
         if most < FEWEST_SEEDS:
             shared = {0: "Without a seed in common", 1: "With 1 seed"}.get(most, f"With {most} seeds")
             return f"{shared} no difference between rows can be shown; it takes {FEWEST_SEEDS} or more."
-        return "No difference between rows can be tested: the scores are not finite, or no difference varies over seeds."
+        why = "the scores are not finite, or no difference varies over seeds"
+        return f"No difference between rows can be tested: {why}."
 
 
 def compare(score: str, scores: Scores, reference: str, baseline: str, gains: Scores) -> Comparison:

@@ -61,7 +61,7 @@ def summary_table(experiment: Experiment) -> Summary:
         baseline = _row(BASELINE, "baseline", singles, with_cost(baseline_cells, seconds), seconds)
 
     columns = _columns(infos, [*rows, *([baseline] if baseline else [])])
-    comparison = _compare(rows, singles, infos, no_delta)
+    comparison = _compare(rows, experiment.runs, infos, no_delta)
     return Summary(
         experiment=experiment,
         columns=columns,
@@ -163,7 +163,7 @@ def _mean_ranks(multis: Mapping[str, list[RunRecord]], infos: tuple[MetricInfo, 
 
 
 def _compare(
-    rows: list[SummaryRow], singles: list[RunRecord], infos: tuple[MetricInfo, ...], no_delta: str
+    rows: list[SummaryRow], runs: Iterable[RunRecord], infos: tuple[MetricInfo, ...], no_delta: str
 ) -> Comparison:
     """Test the rows by ``delta_m``; without a baseline, by the mean rank within each seed."""
     if no_delta:
@@ -172,23 +172,28 @@ def _compare(
         row.name: {run.seed: value for run, value in zip(row.runs, row.cells["delta_m"].values, strict=True)}
         for row in rows
     }
+    return compare("delta_m", scores, REFERENCE, BASELINE, delta_m_by_seed(runs))
+
+
+def delta_m_by_seed(runs: Iterable[RunRecord]) -> dict[str, dict[int, float]]:
+    """Return ``delta_m`` of every multi-task row against the baseline of the same seed, where there is one.
+
+    The table holds all seeds against the mean baseline, which is less noisy but whose error all of them share.
+    """
+    runs = list(runs)
+    infos = _metric_infos(runs)
     baselines: dict[int, dict[str, float]] = {}
-    for run in singles:
-        baselines.setdefault(run.seed, {}).update(run.test_metrics)
-    usable = {
-        seed: metrics
-        for seed, metrics in baselines.items()
-        if all(metrics.get(info.name, 0.0) != 0 for info in infos)
-    }
-    gains = {
-        row.name: {
-            run.seed: _deltas([run], usable[run.seed], infos)["delta_m"].mean
-            for run in row.runs
-            if run.seed in usable
-        }
-        for row in rows
-    }
-    return compare("delta_m", scores, REFERENCE, BASELINE, gains)
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if run.kind == "single":
+            baselines.setdefault(run.seed, {}).update(run.test_metrics)
+    for run in runs:
+        if run.kind == "multi":
+            baseline = baselines.get(run.seed, {})
+            by_seed = found.setdefault(run.row, {})
+            if all(baseline.get(info.name, 0.0) != 0 for info in infos):
+                by_seed[run.seed] = _deltas([run], baseline, infos)["delta_m"].mean
+    return found
 
 
 def _ranks_by_seed(rows: list[SummaryRow], infos: tuple[MetricInfo, ...]) -> dict[str, dict[int, float]]:
