@@ -159,6 +159,11 @@ class Balancer:
         """Whether the last step was skipped, because something in it was not finite."""
         return self._passes.skipped
 
+    @property
+    def failed_solves(self) -> int:
+        """In how many steps the solver of an aggregation has failed, so that equal weights were applied."""
+        return self._passes.failed_solves
+
     def __repr__(self) -> str:
         return f"Balancer({self.strategy.spec!r}, tasks={self.tasks})"
 
@@ -490,6 +495,7 @@ class Balancer:
             "strategy": dict(self.strategy.state_dict()),
             "solution": None if self._passes.solution is None else asdict(self._passes.solution),
             "guard": self.guard.state_dict(),
+            "failed_solves": self.failed_solves,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -507,6 +513,7 @@ class Balancer:
         self.strategy.load_state_dict(state["strategy"])
         self._passes.solution = None if state["solution"] is None else Solution(**state["solution"])
         self.guard.load_state_dict(state["guard"])
+        self._passes.failed_solves = state["failed_solves"]
 
     def _present(self, losses: Losses) -> dict[str, Tensor]:
         """Check the losses and keep those that take part in the step; the first ones name the tasks."""

@@ -36,7 +36,8 @@ from mtobal.gradients import (
     stacked,
     when_backward_ends,
 )
-from mtobal.strategies import Composition, Step
+from mtobal.solvers import SolverError
+from mtobal.strategies import Composition, Direction, Step
 
 
 class Passes:
@@ -58,6 +59,8 @@ class Passes:
         The same for the parameters.
     skipped : bool
         Whether the last step was skipped.
+    failed_solves : int
+        In how many steps the solver of an aggregation has failed.
     accumulates : bool
         Whether the batch at hand is one of several before a step of the optimizer, and not the last.
     accumulated : Accumulated or None
@@ -87,6 +90,7 @@ class Passes:
         self.tasks = tasks
         self.partition: Partition | None = None
         self.skipped = False
+        self.failed_solves = 0
         self.accumulates = False
         self.accumulated: Accumulated | None = None
         self.applied: Applied | None = None
@@ -489,8 +493,13 @@ class Passes:
         if len(good) < count:
             gramian, loss_weights = gramian[rows][:, rows], loss_weights[good]
         reduced = restricted(step, [step.active[place] for place in good])
-        solved = self.strategy.aggregation_weights(gramian, reduced, loss_weights)
-        heads = self.strategy.head_weights(solved[: len(good)], reduced, loss_weights)
+        learn = partial(self._learn, reduced, loss_weights, accumulates)
+        try:
+            solved = self.strategy.aggregation_weights(gramian, reduced, loss_weights)
+            heads = self.strategy.head_weights(solved[: len(good)], reduced, loss_weights)
+        except SolverError as error:
+            solved, heads = self._unsolved(error, len(gramian), loss_weights)
+            learn = partial(self._learn, reduced, None, accumulates, solved=False)
         scales = loss_weights.to(solved)
         weights = solved * scales.repeat(len(solved) // len(scales))
         if self.strategy.perturbation is not None:
@@ -505,7 +514,18 @@ class Passes:
         wide[0, rows] = weights
         wide[1, good] = heads.to(weights)
         on_shared, on_own = wide.tolist()
-        return Answer(on_shared, on_own, learn=lambda: self._learn(reduced, loss_weights, accumulates))
+        return Answer(on_shared, on_own, learn)
+
+    def _unsolved(self, error: SolverError, rows: int, loss_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Answer a solver that failed with equal weights on the scale of the strategy, without a trace in it."""
+        aggregation = self.strategy.aggregation
+        assert aggregation is not None
+        self._rewind()
+        self.failed_solves += 1
+        warnings.warn(f"{self.strategy.spec}: {error} Equal weights for this step.", RuntimeWarning, stacklevel=2)
+        mean = aggregation.card.scale == "mean" and aggregation.scale == "native"
+        equal = torch.full((rows,), 1.0 / len(loss_weights) if mean else 1.0, dtype=torch.float64)
+        return equal, loss_weights.to("cpu", torch.float64)
 
     def _repeat(self, solution: Solution, step: Step, loss_weights: Tensor, accumulates: bool) -> Answer:
         """Weigh the tasks by an earlier solution and new loss weights."""
@@ -535,8 +555,16 @@ class Passes:
         if len(good) < count:
             rows = [start + place for start in range(0, size, count) for place in good]
             jacobian, loss_weights = jacobian.rows(rows), loss_weights[good]
-        direction = self.strategy.aggregation_direction(jacobian, reduced, loss_weights)
-        heads = self.strategy.head_weights(direction.weights, reduced, loss_weights)
+        learn = partial(self._learn, reduced, loss_weights, accumulates)
+        try:
+            direction = self.strategy.aggregation_direction(jacobian, reduced, loss_weights)
+            heads = self.strategy.head_weights(direction.weights, reduced, loss_weights)
+        except SolverError as error:
+            equal, heads = self._unsolved(error, len(jacobian.blocks[0]), loss_weights)
+            scales = loss_weights.to(equal)
+            blocks = jacobian.combine(equal * scales.repeat(len(equal) // len(scales)))
+            direction = Direction(blocks, equal)
+            learn = partial(self._learn, reduced, None, accumulates, solved=False)
         weights, blocks = direction.weights, direction.blocks
         if weights is not None:
             weights = weights * loss_weights.to(weights)
@@ -547,7 +575,7 @@ class Passes:
         self.applied = Applied(reduced, weights if size == count else None, heads, None)
         wide = torch.zeros(size, dtype=torch.float64)
         wide[good] = heads.to(wide)
-        answer = Answer([], wide.tolist(), learn=lambda: self._learn(reduced, loss_weights, accumulates))
+        answer = Answer([], wide.tolist(), learn)
         return self._finish(answer, lambda found: gradients.insert(blocks, found.heads), gradients.scale, ranks)
 
     def _finish(
@@ -571,15 +599,17 @@ class Passes:
             answer.learn()
         return gradients
 
-    def _learn(self, step: Step, loss_weights: Tensor | None, accumulates: bool = False) -> None:
-        """Let the strategies learn from a step."""
+    def _learn(
+        self, step: Step, loss_weights: Tensor | None, accumulates: bool = False, solved: bool = True
+    ) -> None:
+        """Let the strategies learn from a step; an aggregation does not where its solver has failed."""
         if self.strategy.perturbation is not None or self.gradients.layers:
             # Batches that are aggregated alone are learned from together.
             joined = self._join(step, accumulates)
             if joined is None:
                 return
             step, loss_weights = joined, loss_weights if joined is step else None
-        if self.strategy.aggregation is None or any(self.known_partition.shared_mask):
+        if self.strategy.aggregation is None or (solved and any(self.known_partition.shared_mask)):
             self.strategy.update(step, loss_weights)
         elif self.strategy.loss_weighting is not None:  # nothing was aggregated
             self.strategy.loss_weighting.update(step)

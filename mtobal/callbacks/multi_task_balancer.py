@@ -52,8 +52,8 @@ class MultiTaskBalancer(pl.Callback):
         same ``training_step``, and starts over at its end. Without it, the training batch serves as one. A
         resumed run begins it anew.
     validation_loss : str
-        Under which names the module logs the validation loss of each task, for strategies that revise their weights
-        by validations.
+        Under which names the module logs the validation loss of each task, for strategies that revise their
+        weights by validations.
     validation_metric : str, optional
         The same for the main metric of each task, for strategies that read metrics.
     higher_is_better : bool or mapping from task to bool
@@ -198,8 +198,8 @@ class MultiTaskBalancer(pl.Callback):
         }
         if not found:
             raise UsageError(
-                f"{self.strategy.spec!r} revises its weights by validations, but validation_step has logged none of "
-                f"{', '.join(names.values())}: log them, or say under which names with validation_loss= and "
+                f"{self.strategy.spec!r} revises its weights by validations, but validation_step has logged none "
+                f"of {', '.join(names.values())}: log them, or say under which names with validation_loss= and "
                 "validation_metric=."
             )
         return {task: float(value) for task, value in found.items()}
@@ -227,6 +227,8 @@ class MultiTaskBalancer(pl.Callback):
             known |= {f"mtl/cosine/{a}/{b}": cosine for (a, b), cosine in balancer.cosines.items()}
         if balancer.conflict_rate is not None:
             known["mtl/conflict_rate"] = balancer.conflict_rate
+        if balancer.failed_solves:
+            known["mtl/failed_solves"] = balancer.failed_solves
         pl_module.log_dict(known, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch._functorch.config
@@ -11,6 +13,10 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from mtobal.errors import UsageError
+from mtobal.gradients.walk import edges_below
+
+if TYPE_CHECKING:
+    from mtobal.gradients.graph import Graph
 
 
 def keep_buffers() -> None:
@@ -38,6 +44,31 @@ def explained() -> Iterator[None]:
             "a part of the model was compiled for a single backward pass: build the Balancer before the first "
             "forward pass of the compiled module."
         ) from error
+
+
+def check_apart(graph: Graph) -> None:
+    """Make sure that what belongs to one task alone is not compiled together with what belongs to another.
+
+    Raises
+    ------
+    UsageError
+        Two losses read different outputs of one compiled graph, which says nothing about what each depends on.
+    """
+    for node, consumers in graph.consumers.items():
+        if not is_compiled([node]):
+            continue
+        outputs: dict[int, set[int]] = {}
+        for consumer, slot in consumers:
+            _, output = edges_below(consumer)[slot]
+            for task in range(len(graph.roots)):
+                if graph.tasks[consumer] >> task & 1:
+                    outputs.setdefault(task, set()).add(output)
+        if any(one.isdisjoint(other) for one, other in itertools.combinations(outputs.values(), 2)):
+            raise UsageError(
+                "torch.compile has made one operation of the shared layers and the decoders, in which the "
+                "parameters of the tasks cannot be told apart: compile them separately, as in "
+                "model.encoder = torch.compile(model.encoder)."
+            )
 
 
 def check_sum(rows: Iterable[dict[int, Tensor]], expected: dict[int, Tensor]) -> None:

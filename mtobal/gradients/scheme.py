@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtobal.errors import UsageError, unknown_name
 from mtobal.gradients.batched import Batched
-from mtobal.gradients.compiled import check_sum, is_compiled
+from mtobal.gradients.compiled import check_apart, check_sum, is_compiled
 from mtobal.gradients.ghost import ghost
 from mtobal.gradients.graph import differentiate, read_graph
 from mtobal.gradients.loop import loop
@@ -111,8 +111,10 @@ class Scheme:
 
 def _compiled_sum(losses: Sequence[Tensor], partition: Partition, cotangent: Tensor) -> dict[int, Tensor] | None:
     """Return the gradients of the summed losses by the place of the parameter, if a part of them is compiled."""
-    if not is_compiled(read_graph(losses).tasks):
+    graph = read_graph(losses)
+    if not is_compiled(graph.tasks):
         return None
+    check_apart(graph)
     seeds = [cotangent.to(loss.device, loss.dtype).reshape(loss.shape) for loss in losses]
     found = differentiate(losses, seeds, list(partition.parameters.values()), retain_graph=True)
     return {place: gradient for place, gradient in enumerate(found) if gradient is not None}

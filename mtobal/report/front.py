@@ -12,13 +12,16 @@ from mtobal.metrics import hypervolume
 from mtobal.report.headline import is_static
 from mtobal.report.table import Column, Summary, SummaryRow
 
+MARGIN = 0.1
+
 
 @dataclass(frozen=True)
 class Coverage:
-    """The share of the box between the worst and the best value of two metrics that some rows dominate.
+    """The share that some rows dominate of the box that all rows span in two metrics.
 
-    Hypervolume, that is, from the worst values of all rows in units of the box. `static` is that of the rows of
-    fixed weights, `everything` that of all rows; None where there is no row of fixed weights.
+    Hypervolume, that is, in units of the box. The box reaches a tenth of the range beyond the worst values, so
+    that the rows at its ends count. `static` is the share of the rows of fixed weights, `everything` that of all rows;
+    None where there is no row of fixed weights.
     """
 
     x: str
@@ -57,7 +60,7 @@ def coverages(summary: Summary) -> list[Coverage]:
         low, size = table.min(axis=0), np.ptp(table, axis=0)
         if not size.all():
             continue
-        scaled = dict(zip(points, ((table - low) / size).tolist(), strict=True))
+        scaled = dict(zip(points, (((table - low) / size + MARGIN) / (1 + MARGIN)).tolist(), strict=True))
         fixed = [point for name, point in scaled.items() if name in static]
         everything = _volume(list(scaled.values()))
         found.append(Coverage(x.key, y.key, _volume(fixed) if fixed else None, everything))

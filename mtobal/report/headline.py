@@ -90,7 +90,7 @@ def _against_others(best: SummaryRow, rows: Sequence[SummaryRow], comparison: Co
     verdicts = {row.name: comparison.between(best.name, row.name) for row in rows if row is not best}
     shown = [name for name, verdict in verdicts.items() if verdict == "better"]
     open_ = [name for name, verdict in verdicts.items() if verdict != "better"]
-    tests = f"Paired over seeds and corrected for {_pairs(comparison)}"
+    tests = f"Paired over seeds and corrected for {pairs_in_words(comparison)}"
     if not shown:
         whom = f"any of the other {len(open_)} rows" if len(open_) > 1 else open_[0]
         sentence = f"{tests}, the seeds do not tell it from {whom}"
@@ -138,7 +138,8 @@ def _static_weights(rows: Sequence[SummaryRow], comparison: Comparison) -> str:
     )
 
 
-def _pairs(comparison: Comparison) -> str:
+def pairs_in_words(comparison: Comparison) -> str:
+    """Say for how many pairs of rows the p-values are corrected."""
     n = sum(pair.adjusted is not None for pair in comparison.pairs)
     return f"all {n} pairs" if n > 1 else "one pair"
 

@@ -26,7 +26,7 @@ def markdown(summary: Summary) -> str:
         "Bold: best multi-task value of the column.",
         "",
         *(f"- `{column.label}`: {escape(column.note)}" for column in summary.columns if column.note),
-        *(f"- {escape(note)}" for note in explanations(summary)),
+        *(f"- {title}: {escape(text)}" for title, text in explanations(summary)),
         *(f"- Selection: {escape(selection)}" for selection in summary.selections),
         *(f"- {escape(note)}" for note in summary.notes),
     ]

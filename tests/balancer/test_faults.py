@@ -9,7 +9,9 @@ import torch
 
 from mtobal import Balancer, UsageError
 from mtobal.errors import NotFiniteError
-from networks import TASKS, SharedNet, batch, frozen, losses
+from mtobal.solvers import SolverError
+from mtobal.strategies import Aggregation, Card, Direction, JacobianAggregation
+from networks import TASKS, SharedNet, batch, frozen, losses, rows_alone
 
 SPECS = ["uw", "uw+pcgrad", "rlw", "mgda", "graddrop", "nash_mtl"]
 
@@ -167,3 +169,54 @@ def test_a_step_that_a_gradient_scaler_skips_changes_no_state(spec: str) -> None
     assert frozen(balancer.strategy.state_dict()) == state
     step(0.0)
     assert frozen(balancer.strategy.state_dict()) != state
+
+
+class Unsolvable(Aggregation):
+    """Fails in every second step."""
+
+    card = Card(name="unsolvable", scale="mean", heads="weighted")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+        self.learned = 0
+
+    def solve(self, gramian, step):
+        self.steps += 1
+        if self.steps % 2 == 0:
+            raise SolverError("the iteration did not end.")
+        return torch.full((len(gramian),), 0.25, dtype=torch.float64)
+
+    def update(self, step):
+        self.learned += 1
+
+
+class UnsolvableRows(Unsolvable, JacobianAggregation):
+    """The same, from the gradients themselves."""
+
+    def direct(self, jacobian, step):
+        weights = self.solve(jacobian.gramian(), step)
+        return Direction(jacobian.combine(weights), weights)
+
+
+@pytest.mark.parametrize("make", [Unsolvable, UnsolvableRows])
+def test_a_failed_solve_is_counted_and_answered_with_equal_weights(make) -> None:
+    net, data = SharedNet(), batch()
+    strategy = make()
+    balancer = Balancer(strategy, net)
+    balancer(losses(net, data)).backward()
+    assert balancer.weights == dict.fromkeys(TASKS, 0.25)
+    net.zero_grad()
+    with pytest.warns(RuntimeWarning, match=r"unsolvable: the iteration did not end. Equal weights for this step"):
+        balancer(losses(net, data)).backward()
+    assert balancer.failed_solves == 1
+    assert not balancer.skipped
+    assert balancer.weights == pytest.approx(dict.fromkeys(TASKS, 1 / 3))
+    assert balancer.head_weights == dict.fromkeys(TASKS, 1.0)
+    assert strategy.learned == 1
+    rows = rows_alone(net, data)
+    expected = sum(rows[task]["encoder.0.weight"] for task in TASKS) / 3
+    torch.testing.assert_close(net.encoder[0].weight.grad, expected)
+    resumed = Balancer(make(), net)
+    resumed.load_state_dict(balancer.state_dict())
+    assert resumed.failed_solves == 1

@@ -356,7 +356,9 @@ def test_an_average_over_the_last_epochs_selects_none(
 @pytest.mark.filterwarnings("ignore:the (loss|gradient) of task:RuntimeWarning")
 def test_an_error_names_its_run(recipe: Recipe, tmp_path: Path) -> None:
     diverging = dataclasses.replace(recipe, learning_rate=1e30, strategies=("ew",))
-    with pytest.raises(UsageError, match=r"^ew, seed 0: the loss of task .* is not finite, in the 10th such step in a row"):
+    with pytest.raises(
+        UsageError, match=r"^ew, seed 0: the loss of task .* is not finite, in the 10th such step in a row"
+    ):
         bench(diverging, tmp_path / "out")
     assert {run.row for run in load_experiment(tmp_path / "out").runs} == {"single(left)", "single(right)"}
 

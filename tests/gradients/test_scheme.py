@@ -251,3 +251,13 @@ def test_layers_that_are_not_there_are_named() -> None:
     loss = Balancer("mgda", net, gradients="layers(names=['encoder', 'heads.seg'])")(losses(net, data))
     with pytest.raises(UsageError, match=r"'heads\.seg' names no shared parameter"):
         loss.backward()
+
+
+def test_a_model_that_is_compiled_whole_is_refused() -> None:
+    net, data = SharedNet(), batch()
+    whole = torch.compile(net, backend="aot_eager")
+    loss = Balancer("mgda", net)(losses(whole, data))
+    with pytest.raises(UsageError, match=r"model.encoder = torch.compile\(model.encoder\)"):
+        loss.backward()
+    Balancer("uw", net)(losses(whole, data)).backward()
+    torch._dynamo.reset()

@@ -120,8 +120,8 @@ def write_large_experiment(folder: Path, rows: int = 40, seeds: int = 5, epochs:
                     epochs=tuple(
                         EpochRecord(
                             epoch=epoch,
-                            train_losses={task: 2 / (epoch + 2) + shift for task in own},
-                            validation_losses={task: 2.2 / (epoch + 2) + shift for task in own},
+                            train_losses=dict.fromkeys(own, 2 / (epoch + 2) + shift),
+                            validation_losses=dict.fromkeys(own, 2.2 / (epoch + 2) + shift),
                             validation_metrics={name: value * epoch / epochs for name, value in values.items()},
                             weights={} if single else dict(zip(own, generator.uniform(0, 1, 3), strict=True)),
                             seconds=2.0,

@@ -12,13 +12,14 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from mtobal.bench.records import load_experiment
 from mtobal.errors import UsageError
 from mtobal.report import build_report, console_table
-from report.experiments import BY_HAND, SECONDS, SELECTION, write_experiment
+from report.experiments import BY_HAND, SECONDS, SELECTION, Values, write_experiment
 
 HOSTILE = "<script>alert('row')</script>"
 HOSTILE_TASK = '</script><img src="x" onerror="alert(1)">'
@@ -280,3 +281,87 @@ def test_a_report_loads_no_training_library(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def spread_out(rows: Values, seeds: int) -> Values:
+    """Give every row further seeds with noise of its own."""
+    generator = np.random.default_rng(0)
+    return {
+        row: [[value + float(generator.normal(0, 0.003)) for value in values[0]] for _ in range(seeds)]
+        for row, values in rows.items()
+    }
+
+
+STRATEGIES = BY_HAND | {"pcgrad": [[0.9, 0.6]], HOSTILE: [[0.6, 0.4]], "static(weights=[1, 2])": [[0.8, 0.51]]}
+
+
+@pytest.mark.parametrize("seeds", [5, 6])
+def test_intervals_and_verdicts_are_the_same_on_every_face(tmp_path: Path, seeds: int) -> None:
+    folder = write_experiment(tmp_path, spread_out(STRATEGIES, seeds), seconds=SECONDS)
+    build_report(folder)
+    page, pasted = read_page(folder), markdown_results(folder)
+    document = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    tests = list(csv.DictReader(io.StringIO((folder / "differences.csv").read_text(encoding="utf-8"))))
+    lines = csv_results(folder)
+    against_ew = {test["first"]: test for test in tests if test["family"] == "against ew"}
+
+    assert document["headline"] in " ".join(page.text)
+    assert {row["name"] for row in document["rows"]} == set(results(page))
+    for row in document["rows"]:
+        cells = results(page)[row["name"]]
+        line = next(line for line in lines if line["row"] == row["name"])
+        if row["kind"] == "baseline":
+            continue
+        delta = row["cells"]["delta_m"]
+        low, high = delta["interval"]
+        assert cells[1] == f"{delta['mean']:+.2f} ± {delta['spread']:.2f} [{low:+.2f}, {high:+.2f}]"
+        assert (float(line["delta_m_low"]), float(line["delta_m_high"])) == (low, high)
+        ranks = row["cells"]["mean_rank"]["interval"]
+        assert (ranks is None) == (seeds < 6) == (line["mean_rank_low"] == "")
+        if row["name"] in against_ew:
+            test = against_ew[row["name"]]
+            assert cells[5].startswith(test["verdict"])
+            assert float(test["difference"]) == pytest.approx(delta["mean"] - mean_of(document, "ew"))
+        if row["name"] != HOSTILE:
+            written = pasted[row["name"]]
+            assert [cell.replace("\\", "") for cell in written[:5]] == cells[:5]
+            assert written[-2:] == cells[5:7]
+    assert len(tests) == 10 + 4 + 5
+    assert {pair["first"] for pair in document["comparison"]["pairs"]} <= set(results(page))
+    assert len(document["runs"]) == len(load_experiment(folder).runs)
+    assert document["runs"][0]["epochs"][0]["train_losses"]
+    assert len(document["coverages"]) == 1
+
+
+def mean_of(document: dict, name: str) -> float:
+    return next(row for row in document["rows"] if row["name"] == name)["cells"]["delta_m"]["mean"]
+
+
+def test_the_page_shows_which_rows_differ(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, spread_out(STRATEGIES, 5), seconds=SECONDS)
+    build_report(folder)
+    page = read_page(folder)
+    names = [row["name"] for row in page.data["rows"]]
+    assert [names[point["row"]] for point in page.data["ranks"]["points"]] == list(results(page))[1:]
+    verdicts = {
+        (names[first], names[second]): verdict for first, second, _, verdict, _ in page.data["pairs"]["tests"]
+    }
+    assert verdicts["pcgrad", HOSTILE] == "better"
+    assert {row["name"] for row in page.data["rows"] if row["static"]} == {"ew", "static(weights=[1, 2])"}
+    text = " ".join(" ".join(page.text).split())
+    assert "Friedman's test over 5 seeds" in text
+    assert "other strategies are shown to be better than the best of the 2 static weights" in text
+
+
+def test_tables_and_charts_speak_to_a_screen_reader(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, spread_out(STRATEGIES, 5), seconds=SECONDS)
+    build_report(folder)
+    page = read_page(folder)
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("table") == tags.count("caption") == len(page.tables)
+    assert all(attributes.get("scope") for tag, attributes in page.elements if tag == "th")
+    plots = [attributes for _, attributes in page.elements if attributes.get("class", "") in ("plot", "plot tall")]
+    assert plots
+    assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
+    scrolled = [attributes for _, attributes in page.elements if attributes.get("class") == "scroll"]
+    assert all(region["tabindex"] == "0" and region["aria-label"] for region in scrolled)

@@ -9,6 +9,7 @@ import pytest
 
 from mtobal.bench.records import load_experiment
 from mtobal.report.charts import chart_data
+from mtobal.report.front import coverages
 from mtobal.report.summary import summary_table
 from mtobal.report.table import Statistic, Summary, SummaryRow
 from report.experiments import BY_HAND, SECONDS, Values, write_experiment
@@ -191,3 +192,19 @@ def test_a_row_keeps_its_colour_when_the_ranking_changes(tmp_path: Path) -> None
     assert colours(write_experiment(tmp_path, flat(ew=[2.0], uw=[1.0]))) == first
     many = colours(write_experiment(tmp_path, flat(**{f"row{index}": [1.0] for index in range(30)})))
     assert len(set(many.values())) == len(many)
+
+
+def test_coverage_is_the_hypervolume_worked_out_by_hand(tmp_path: Path) -> None:
+    rows = {"ew": [[0.0, 1.0]], "static(weights=[1, 2])": [[1.0, 0.0]], "uw": [[0.5, 0.5]]}
+    (coverage,) = coverages(summarise(write_experiment(tmp_path, rows)))
+    assert (coverage.x, coverage.y) == ("left/accuracy", "right/accuracy")
+    assert coverage.static == pytest.approx((2 * 0.1 * 1.1 - 0.1**2) / 1.1**2)
+    assert coverage.everything == pytest.approx((2 * 0.1 * 1.1 - 0.1**2 + 0.5**2) / 1.1**2)
+
+
+def test_coverage_leaves_out_what_diverged_and_what_does_not_differ(tmp_path: Path) -> None:
+    assert coverages(summarise(write_experiment(tmp_path / "a", {"uw": [[0.5, 0.5]], "si": [[0.5, 0.6]]}))) == []
+    rows = {"uw": [[0.5, 0.6]], "si": [[0.6, 0.5]], "mgda": [[math.nan, 0.9]]}
+    (coverage,) = coverages(summarise(write_experiment(tmp_path / "b", rows)))
+    assert coverage.static is None
+    assert coverage.everything == pytest.approx((2 * 0.1 * 1.1 - 0.1**2) / 1.1**2)

@@ -177,7 +177,7 @@ function chartDrawings(data, colour) {
         point(each.row, each.rank, index, false, { hovertemplate: hover("average rank %{x:.2f}") }),
       );
       const last = Math.max(...points.map((each) => each.rank));
-      const step = Math.max(last / 40, 0.1);
+      const step = Math.max(last / 30, 0.1);
       groups.forEach((group, index) => {
         const places = group.map((row) => place.get(row));
         const x = last + step * (2 + index);
@@ -185,7 +185,7 @@ function chartDrawings(data, colour) {
           x: [x, x],
           y: [Math.min(...places) - 0.2, Math.max(...places) + 0.2],
           mode: "lines",
-          line: { color: colour("--ink"), width: 4 },
+          line: { color: colour("--ink"), width: 3 },
           hovertemplate: `${group.length} rows that are not told apart<extra></extra>`,
           meta: {},
         });
@@ -251,7 +251,7 @@ function chartDrawings(data, colour) {
       };
       return [
         [trace],
-        layout({ ...axis(""), ...ticks, tickangle: -60 }, { ...axis(""), ...ticks, autorange: "reversed" }),
+        layout({ ...axis(""), ...ticks, tickangle: -60, showticklabels: rows.length <= 16 }, { ...axis(""), ...ticks, autorange: "reversed" }),
       ];
     },
   };

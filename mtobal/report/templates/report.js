@@ -91,7 +91,7 @@
     const found = data.trade.coverages.find((each) => each.x === Math.min(x, y) && each.y === Math.max(x, y));
     const percent = (share) => `${(100 * share).toFixed(1)} %`;
     coverage.textContent = found
-      ? "Hypervolume, of the box between the worst and the best mean: " +
+      ? "Share of the box of all means that is dominated (hypervolume): " +
         (found.static === null ? "" : `fixed weights ${percent(found.static)}, `) +
         `all rows ${percent(found.everything)}.`
       : "";

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtobal.errors import UsageError
-from mtobal.ops import Jacobian
-from mtobal.ops import trimmed_mean_of_blocks
+from mtobal.ops import Jacobian, trimmed_mean_of_blocks
 from mtobal.strategies.base import Direction, JacobianAggregation, Step
 from mtobal.strategies.card import Card
 from mtobal.strategies.registry import register
