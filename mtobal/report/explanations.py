@@ -28,8 +28,8 @@ def explanations(summary: Summary) -> list[tuple[str, str]]:
                 f"Two-sided paired t-tests over seeds of {comparison.score}, each p-value corrected for all tests "
                 f"of its family (Holm); 'better' and 'worse' stand for p up to {ALPHA}. The families are "
                 f"{pairs_in_words(comparison)}, the rows against {REFERENCE}, and the rows against {BASELINE}, "
-                "seed by seed. 'Not shown' is no proof that two rows are equal. The tasks of a run are not counted "
-                "as repetitions: they share a network, and what one gains another may lose.",
+                "seed by seed. 'Not shown' is no proof that two rows are equal. The tasks of a run are not "
+                "counted as repetitions: they share a network, and what one gains another may lose.",
             )
         )
     if (ranks := comparison.ranks) is not None:

@@ -20,8 +20,8 @@ class Coverage:
     """The share that some rows dominate of the box that all rows span in two metrics.
 
     Hypervolume, that is, in units of the box. The box reaches a tenth of the range beyond the worst values, so
-    that the rows at its ends count. `static` is the share of the rows of fixed weights, `everything` that of all rows;
-    None where there is no row of fixed weights.
+    that the rows at its ends count. `static` is the share of the rows of fixed weights, None where there is none,
+    and `everything` that of all rows.
     """
 
     x: str

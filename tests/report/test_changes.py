@@ -1,4 +1,4 @@
-"""Two experiments side by side: what changed beyond noise, what was set otherwise, and nothing where nothing did."""
+"""Two experiments side by side: what changed beyond noise, what was set otherwise, nothing where nothing did."""
 
 from __future__ import annotations
 
