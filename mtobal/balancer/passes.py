@@ -193,6 +193,8 @@ class Passes:
         if self.model is None or trainable != self._trainable:
             self.partition, self._trainable, self._walked = None, trainable, frozenset()
         fresh = self.partition is None
+        if fresh and (self.strategy.aggregation is not None or self.strategy.perturbation is not None):
+            _refuse_sharded(self.strategy.spec, self.model)
         if fresh or not self._walked >= present.keys() or ranks.size > 1:
             assert self.tasks is not None
             losses = [present.get(task) for task in self.tasks]
@@ -690,6 +692,17 @@ class Passes:
         ones = torch.ones(len(step.active), dtype=torch.float64)
         self.applied = Applied(step, ones, ones, None)
         return Answer([1.0] * rows, [1.0] * rows)
+
+
+def _refuse_sharded(spec: str, model: nn.Module | None) -> None:
+    """Refuse a model of which every rank holds a part of each parameter: gradients of whole ones do not exist."""
+    modules = [] if model is None else model.modules()
+    kinds = {kind.__name__ for module in modules for kind in type(module).__mro__}
+    if kinds & {"FSDPModule", "FullyShardedDataParallel"}:
+        raise UsageError(
+            f"{spec!r} needs per-task gradients of whole parameters, which a model under FSDP does not keep: use "
+            "DistributedDataParallel, or a strategy that weighs losses, such as 'uw'."
+        )
 
 
 def _with_zeros(backward: Backward, tensors: Sequence[Tensor]) -> Backward:

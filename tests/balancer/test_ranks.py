@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mtobal import Balancer, UsageError
@@ -238,3 +239,19 @@ def other_model(rank: int) -> str:
 def test_different_models_are_noticed(tmp_path) -> None:
     for message in run_on_ranks(tmp_path, other_model):
         assert "the ranks found different parameters" in message
+
+
+def sharded(rank: int) -> tuple[str, bool]:
+    net = SharedNet()
+    fully_shard(net.encoder)
+    for spec in ("mgda", "graddrop", "sam"):
+        with pytest.raises(UsageError) as caught:
+            Balancer(spec, net)(losses(net, batch()), again=lambda: losses(net, batch()))
+    Balancer("uw", net)(losses(net, half(batch(), rank))).backward()
+    return str(caught.value), all(p.grad is not None for p in net.encoder.parameters())
+
+
+def test_sharded_parameters_are_refused_unless_losses_are_weighed(tmp_path) -> None:
+    for message, has_gradients in run_on_ranks(tmp_path, sharded):
+        assert "which a model under FSDP does not keep: use DistributedDataParallel" in message
+        assert has_gradients
