@@ -591,7 +591,7 @@ class Passes:
         if answer is None:
             self._rewind()
             self.skipped, self.applied = True, None
-            return self._nothing(ranks, scale)
+            return self._nothing(ranks)
         gradients = combine(answer)
         # A gradient scaler skips the step where gradients overflow.
         if answer.learn is None or (scale > 1 and ranks.any(not _all_finite(gradients))):
@@ -625,7 +625,7 @@ class Passes:
         """Leave a batch out, but not those that were accumulated before it."""
         self.applied = None
         if self.accumulates or self.accumulated is None:
-            return self._nothing(ranks, float(cotangent))
+            return self._nothing(ranks)
         return self._flush(cotangent, ranks)
 
     def _flush(self, cotangent: Tensor, ranks: Ranks) -> list[Tensor | None]:
@@ -644,17 +644,10 @@ class Passes:
         balanced = self._balance(gradients, step, weights, kept.tasks, False, ranks)
         return self._complete(balanced, step.active, ranks)
 
-    def _nothing(self, ranks: Ranks, scale: float = 1.0) -> list[Tensor | None]:
-        """Return no gradients, for a step that is skipped.
-
-        Under a loss scale one of them is infinite: that is how a gradient scaler is told to skip the step.
-        """
-        partition = self.known_partition
-        gradients: list[Tensor | None] = [None] * len(partition.parameters)
-        if scale > 1:
-            place = next(place for place, tasks in enumerate(partition.reach) if tasks)
-            gradients[place] = torch.full_like(list(partition.parameters.values())[place], math.inf)
-        return self._complete(gradients, range(len(self.known_tasks)), ranks)
+    def _nothing(self, ranks: Ranks) -> list[Tensor | None]:
+        """Return no gradients, for a step that is skipped."""
+        nothing: list[Tensor | None] = [None] * len(self.known_partition.parameters)
+        return self._complete(nothing, range(len(self.known_tasks)), ranks)
 
     def _complete(
         self, gradients: list[Tensor | None], active: Iterable[int], ranks: Ranks

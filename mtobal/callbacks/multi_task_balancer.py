@@ -159,6 +159,17 @@ class MultiTaskBalancer(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._global_step = trainer.global_step  # not zero in a resumed run
 
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.balancer is None or not self.balancer.skipped:
+            return
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            return
+        # A gradient scaler refuses an optimizer without any gradient; on_before_optimizer_step takes it away again.
+        for optimizer in trainer.optimizers:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if all(parameter.grad is None for parameter in parameters):
+                parameters[0].grad = torch.zeros_like(parameters[0])
+
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:

@@ -9,7 +9,7 @@ import pickle
 import random
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -441,6 +441,16 @@ def test_validation_is_held_out_of_training(tmp_path: Path) -> None:
     assert data.validation.augment is data.test.augment is None
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Worker processes compute on one thread; interpolation on several rounds otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("source", ["tree", "published"])
 def test_worker_processes_change_nothing(published: Path, tmp_path: Path, source: str) -> None:
     if source == "tree":
