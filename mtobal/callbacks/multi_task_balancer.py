@@ -164,7 +164,7 @@ class MultiTaskBalancer(pl.Callback):
             return
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             return
-        # A gradient scaler refuses an optimizer without any gradient; on_before_optimizer_step takes it away again.
+        # A gradient scaler refuses an optimizer without any gradient. The hook below takes this one away again.
         for optimizer in trainer.optimizers:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             if all(parameter.grad is None for parameter in parameters):
