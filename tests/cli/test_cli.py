@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from command_line import assert_refused
 from experiments import write_recipe
 from mtobal import strategies
 from mtobal.bench.records import RunRecord, load_experiment
@@ -140,13 +141,7 @@ def test_wrong_use_gives_one_line_and_code_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("mtobal: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(arguments, message, capsys, tmp_path)
 
 
 def test_wrong_use_in_a_process_of_its_own() -> None:

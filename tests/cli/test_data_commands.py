@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from command_line import assert_refused
 from data_files import NYU_IMAGES, nyu_normals, write_nyu, write_tar
 from mtobal.cli import main
 
@@ -101,13 +102,7 @@ def test_wrong_use_gives_one_line_and_code_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("mtobal: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(arguments, message, capsys, tmp_path)
 
 
 @pytest.mark.parametrize("arguments", [["data"], ["data", "check"], ["data", "prepare"]])
