@@ -11,10 +11,8 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
+from mtobal.models.base import Inputs
 from mtobal.tasks import Task
-
-Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
-"""What a model reads: a tensor, several that belong together (a graph), or one tensor a task."""
 
 Batch = tuple[Inputs, dict[str, Tensor]]
 """Inputs, and targets by task; of one sample, or of many stacked along the first dimension."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtobal.errors import UsageError
+from mtobal.models.base import Inputs
 from mtobal.models.hard_sharing import HardSharing
 from mtobal.models.resnet import Depth, ResNet
 from mtobal.tasks import Task
@@ -66,11 +68,12 @@ def _conv_bn_relu(in_channels: int, out_channels: int, size: int, dilation: int 
 class DeepLab(HardSharing):
     """Hard sharing whose outputs are brought to the size of the input."""
 
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+    def decode(self, representation: Any, inputs: Inputs) -> dict[str, Tensor]:
         """Return a map of the input's size for every task."""
+        assert isinstance(inputs, Tensor)
         return {
             task: F.interpolate(output, inputs.shape[-2:], mode="bilinear", align_corners=True)
-            for task, output in super().forward(inputs).items()
+            for task, output in super().decode(representation, inputs).items()
         }
 
 

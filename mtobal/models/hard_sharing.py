@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from mtobal.models.base import Inputs, MultiTaskModel
 from mtobal.models.encoders import ConvEncoder
 from mtobal.tasks import Task
 
 
-class HardSharing(nn.Module):
+class HardSharing(MultiTaskModel):
     """One encoder whose representation every decoder reads.
 
     Parameters
@@ -33,10 +35,29 @@ class HardSharing(nn.Module):
         self.encoder = encoder
         self.decoders = nn.ModuleDict(dict(decoders))
 
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.decoders)
+
+    def encode(self, inputs: Inputs) -> Tensor:
+        """Return the representation that all decoders read."""
+        representation: Tensor = self.encoder(inputs)
+        return representation
+
+    def decode(self, representation: Any, inputs: Inputs) -> dict[str, Tensor]:
         """Return the output of every task."""
-        representation = self.encoder(inputs)
         return {task: decoder(representation) for task, decoder in self.decoders.items()}
+
+    def task_modules(self, task: str) -> Sequence[nn.Module]:
+        return [self.decoders[task]]
+
+    def last_shared(self) -> nn.Module:
+        return last_layer(self.encoder)
+
+
+def last_layer(module: nn.Module) -> nn.Module:
+    """Return the last part of a module that has parameters of its own."""
+    return [part for part in module.modules() if next(part.parameters(recurse=False), None) is not None][-1]
 
 
 def hard_sharing(

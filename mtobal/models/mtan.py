@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtobal.models.base import Inputs, MultiTaskModel
 from mtobal.models.segnet import FILTERS, Places, SegNet, SegNetHead, check_size, conv_bn_relu, initialise, unpool
 from mtobal.tasks import Task
 
@@ -40,7 +42,7 @@ class TaskAttention(nn.Module):
         )
 
 
-class MTANSegNet(nn.Module):
+class MTANSegNet(MultiTaskModel):
     """A SegNet, and for every task attention masks over its levels.
 
     Down the encoder, a task masks the features of each level by what it sees of them and what it took from the
@@ -78,18 +80,32 @@ class MTANSegNet(nn.Module):
             {task: SegNetHead(filters[0], channels) for task, channels in out_channels.items()}
         )
 
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Return the output of every task."""
-        down, places, bottom = self._encode(inputs)
-        up = self._decode(bottom, places)
-        outputs = {}
-        for task, head in self.heads.items():
-            attention = self.attention[task]
-            assert isinstance(attention, TaskAttention)
-            outputs[task] = head(self._attend(attention, down, up))
-        return outputs
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.heads)
 
-    def _encode(self, features: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Places], Tensor]:
+    def encode(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return the features that each task chose, of the size of the image."""
+        assert isinstance(inputs, Tensor)
+        down, places, bottom = self._go_down(inputs)
+        up = self._go_up(bottom, places)
+        chosen = {}
+        for task, attention in self.attention.items():
+            assert isinstance(attention, TaskAttention)
+            chosen[task] = self._attend(attention, down, up)
+        return chosen
+
+    def decode(self, representation: Any, inputs: Inputs) -> dict[str, Tensor]:
+        """Return the output of every task."""
+        return {task: head(representation[task]) for task, head in self.heads.items()}
+
+    def task_modules(self, task: str) -> Sequence[nn.Module]:
+        return [self.attention[task], self.heads[task]]
+
+    def last_shared(self) -> nn.Module:
+        return self.get_submodule("decoder_carry.0.0")
+
+    def _go_down(self, features: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Places], Tensor]:
         """Return changed and refined features of each level, where the maxima were, and the last features."""
         levels, places = [], []
         for change, refine in zip(self.trunk.encoder, self.trunk.encoder_refine, strict=True):
@@ -100,7 +116,7 @@ class MTANSegNet(nn.Module):
             places.append((indices, refined.shape[-2:]))
         return levels, places, features
 
-    def _decode(self, features: Tensor, places: Sequence[Places]) -> list[tuple[Tensor, Tensor]]:
+    def _go_up(self, features: Tensor, places: Sequence[Places]) -> list[tuple[Tensor, Tensor]]:
         """Return unpooled and refined features of each level, from the image down."""
         levels = []
         layers = zip(self.trunk.decoder, self.trunk.decoder_refine, places, strict=True)
