@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from mtobal import Balancer
 
 STRATEGY = "aligned_mtl"  # its K x K problem is one eigendecomposition, in both packages
 CLASSES = 10
+APPROXIMATIONS = ("every(n=10)", "every(n=100)", "fraction(f=0.5)", "fraction(f=0.25)", "representation")
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
@@ -111,11 +113,14 @@ class Problem:
         self.labels = torch.randint(CLASSES, (tasks, len(self.inputs)))
         self.model = nn.ModuleList([self.encoder, self.heads])
 
-    def losses(self) -> tuple[list[Tensor], Tensor]:
-        features = self.encoder(self.inputs)
-        return [
-            cross_entropy(head(features), y) for head, y in zip(self.heads, self.labels, strict=True)
-        ], features
+    def losses(self, share: float = 1.0) -> tuple[list[Tensor], Tensor]:
+        count = math.ceil(share * len(self.inputs))
+        features = self.encoder(self.inputs[:count])
+        losses = [
+            cross_entropy(head(features), labels[:count])
+            for head, labels in zip(self.heads, self.labels, strict=True)
+        ]
+        return losses, features
 
 
 def plain(problem: Problem) -> None:
@@ -142,8 +147,11 @@ def by_hand(problem: Problem) -> None:
 
 def balanced(problem: Problem, balancer: Balancer) -> None:
     losses, features = problem.losses()
-    named = {str(task): loss for task, loss in enumerate(losses)}
-    balancer(named, representation=features).backward()
+    balancer(named(losses), representation=features, part=lambda f: named(problem.losses(f)[0])).backward()
+
+
+def named(losses: list[Tensor]) -> dict[str, Tensor]:
+    return {str(task): loss for task, loss in enumerate(losses)}
 
 
 def torchjd_rows(problem: Problem, chunk: int | None) -> None:
@@ -202,6 +210,7 @@ def ways(model: str, tasks: int) -> dict[str, Way]:
         "batched": Way(problem, balanced, balancer(STRATEGY, "batched")),
         "auto": Way(problem, balanced, balancer(STRATEGY)),
         "every(n=10)": Way(problem, balanced, balancer(STRATEGY, "every(n=10)"), steps=10),
+        "fraction(f=0.25)": Way(problem, balanced, balancer(STRATEGY, "fraction(f=0.25)")),
         "representation": Way(problem, balanced, balancer(STRATEGY, "representation")),
         "uw": Way(problem, balanced, balancer("uw")),
     }
@@ -252,26 +261,23 @@ def errors(strategy: str, tasks: int, steps: int = 200) -> dict[str, float]:
     teachers = [nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, CLASSES)) for _ in range(tasks)]
     model = nn.ModuleList([encoder, heads])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    found: dict[str, list[float]] = {"every(n=10)": [], "every(n=100)": [], "representation": []}
+    found: dict[str, list[float]] = {name: [] for name in APPROXIMATIONS}
     kept: dict[str, Tensor] = {}
+    parameters = [*encoder.parameters()]
     for step in range(steps):
         inputs = torch.randn(64, 32)
-        features = encoder(inputs)
-        losses = [
-            cross_entropy(head(features), teacher(inputs).argmax(1))
-            for head, teacher in zip(heads, teachers, strict=True)
-        ]
-        parameters = [*encoder.parameters()]
-        rows = [torch.autograd.grad(loss, [*parameters, features], retain_graph=True) for loss in losses]
-        gramian = sum(
-            (block := torch.stack([row[index] for row in rows]).flatten(1).double()) @ block.T
-            for index in range(len(parameters))
-        )
-        pulled = torch.stack([row[-1] for row in rows]).flatten(1).double()
+        labels = [teacher(inputs).argmax(1) for teacher in teachers]
+
+        losses, features = first_losses(encoder, heads, inputs, labels, 64)
+        gramian = inner_products(losses, parameters)
+        pulled = inner_products(losses, [features])
         exact = mtobal.weights(gramian, strategy)
         for name, age in (("every(n=10)", step % 10), ("every(n=100)", step % 100)):
             kept[name] = exact if age == 0 else kept[name]
-        kept["representation"] = mtobal.weights(pulled @ pulled.T, strategy)
+        for name, count in (("fraction(f=0.25)", 16), ("fraction(f=0.5)", 32)):
+            part, _ = first_losses(encoder, heads, inputs, labels, count)
+            kept[name] = mtobal.weights(inner_products(part, parameters), strategy)
+        kept["representation"] = mtobal.weights(pulled, strategy)
         for name, weights in kept.items():
             found[name].append(cosine(gramian, weights, exact))
         optimizer.zero_grad()
@@ -280,11 +286,28 @@ def errors(strategy: str, tasks: int, steps: int = 200) -> dict[str, float]:
     return {name: statistics.median(cosines) for name, cosines in found.items()}
 
 
+def first_losses(
+    encoder: nn.Module, heads: nn.ModuleList, inputs: Tensor, labels: list[Tensor], count: int
+) -> tuple[list[Tensor], Tensor]:
+    """Return the losses over the first samples, and their representation."""
+    features = encoder(inputs[:count])
+    pairs = zip(heads, labels, strict=True)
+    return [cross_entropy(head(features), target[:count]) for head, target in pairs], features
+
+
+def inner_products(losses: list[Tensor], places: list[Tensor]) -> Tensor:
+    rows = [torch.autograd.grad(loss, places, retain_graph=True) for loss in losses]
+    jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows]).double()
+    return jacobian @ jacobian.T
+
+
 def print_errors() -> None:
-    print("| strategy | K | every(n=10) | every(n=100) | representation |\n|---|---|---|---|---|")
+    print("| strategy | K | " + " | ".join(APPROXIMATIONS) + " |")
+    print("|---|---" + "|---" * len(APPROXIMATIONS) + "|")
     for strategy in ("mgda", "pcgrad", "cagrad", "aligned_mtl", "nash_mtl"):
         for tasks in (3, 10):
-            cells = [f"{value:.4f}" for value in errors(strategy, tasks).values()]
+            found = errors(strategy, tasks)
+            cells = [f"{found[name]:.4f}" for name in APPROXIMATIONS]
             print(f"| {strategy} | {tasks} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtobal.balancer.again import Again, Closure, Losses
+from mtobal.balancer.again import Again, Closure, Losses, Part
 from mtobal.balancer.guard import Guard, Policy
 from mtobal.balancer.losses import present_losses, share_losses
 from mtobal.balancer.passes import Passes
@@ -69,7 +69,9 @@ class Balancer:
         - ``ghost``: one backward pass a task, without the gradients of those weights for which inner products and
           weighted sum are cheaper to have from the inputs and cotangents of the layer;
         - ``batched``, or ``batched(memory=1e9)``: one backward pass for all tasks at once, by `torch.vmap`, or in
-          turns where their cotangents would take more than so many bytes.
+          turns where their cotangents would take more than so many bytes;
+        - ``measured``: the fastest of these three in the first steps of this run. Engines differ by rounding, so
+          two runs may. The log says what was measured.
 
         Approximations are
 
@@ -77,6 +79,8 @@ class Balancer:
           shared representation, and one backward pass through the encoder;
         - ``layers(names=["encoder.layer4"])``: inner products over the parameters of these modules alone, and one
           backward pass through the rest; batches that are accumulated are aggregated one by one;
+        - ``fraction(f=0.25)``: inner products over part of each batch, on which `part` runs the model, and one
+          backward pass for all of it; batches that are accumulated are aggregated one by one;
         - ``every(n=10)``, alone or as in ``loop+every(n=10)``: the strategy solves for its weights at every tenth
           step, and keeps them in between, where one backward pass is enough.
 
@@ -129,11 +133,11 @@ class Balancer:
         aggregation = self.strategy.aggregation
         self.gradients = Scheme(parse(gradients), "losses" if aggregation is None else aggregation.reads)
         if self.strategy.perturbation is not None and (
-            self.gradients.reads_representation or self.gradients.every > 1 or self.gradients.layers
+            self.gradients.reads_representation or self.gradients.approximates
         ):
             raise UsageError(
                 f"{self.strategy.spec!r} takes gradients of the parameters at other points in every step: choose "
-                "auto, loop, ghost or batched for gradients=, without every."
+                "auto, loop, ghost or batched for gradients=, without every, fraction and layers."
             )
         if aggregation is not None or self.strategy.perturbation is not None:
             keep_buffers()
@@ -175,6 +179,7 @@ class Balancer:
         *,
         representation: Tensor | None = None,
         again: Closure | tuple[Closure, RNGState] | None = None,
+        part: Part | None = None,
     ) -> Tensor:
         """Join the losses of one batch into the balanced loss.
 
@@ -188,6 +193,10 @@ class Balancer:
             Runs the model on the same batch once more and returns what it returned for this call, for strategies
             that take gradients at other points; the backward pass calls it. With what `rng_state` returned before
             the first run, it draws the same random numbers.
+        part : callable, optional
+            For ``gradients="fraction(f=...)"``: given f, it runs the model on that share of the batch and returns
+            the losses by task; the backward pass calls it, in steps that solve for weights. A batch of which a
+            task has no sample in that share is looked at whole.
 
         Returns
         -------
@@ -219,7 +228,9 @@ class Balancer:
         ahead, self._ahead = self._ahead, None
         tasks = self._passes.known_tasks
         device = next(iter(present.values())).device.type if present else "cpu"
-        repeat = None
+        repeat = share = None
+        if self.gradients.fraction < 1:
+            share = Again.on_part(part, self.gradients.fraction, device)
         if self.strategy.perturbation is not None:
             repeat = Again.of(again, device, self.strategy.spec)
         with torch.autocast(device, enabled=False):  # it would run products of gradients in half precision
@@ -240,7 +251,7 @@ class Balancer:
                 return self._passes.skipped_loss(step, ranks)
             for observe in self.observers:
                 observe(present, self._passes.known_partition)
-            balanced = self._passes.balanced_loss(step, present, bad, representation, repeat, ranks)
+            balanced = self._passes.balanced_loss(step, present, bad, representation, repeat, share, ranks)
             return balanced if ahead is None or ahead.extra is None else balanced + self._passes.further(ahead)
 
     @contextmanager
@@ -285,7 +296,12 @@ class Balancer:
         return self._passes.accumulated_loss(Ranks.now())
 
     def step(
-        self, closure: Closure, optimizer: torch.optim.Optimizer, *, validation: Closure | None = None
+        self,
+        closure: Closure,
+        optimizer: torch.optim.Optimizer,
+        *,
+        validation: Closure | None = None,
+        part: Part | None = None,
     ) -> Tensor:
         """Take a whole training step.
 
@@ -298,6 +314,8 @@ class Balancer:
             The user's; its gradients are cleared first.
         validation : callable, optional
             Runs the model on another batch, for strategies that look ahead, as `look_ahead` describes.
+        part : callable, optional
+            Runs it on a share of the batch, as in `__call__`.
 
         Returns
         -------
@@ -309,7 +327,7 @@ class Balancer:
         before = rng_state() if self.strategy.repeats else None
         losses, representation = _outcome(closure())
         again = closure if before is None else (closure, before)
-        loss = self(losses, representation=representation, again=again)
+        loss = self(losses, representation=representation, again=again, part=part)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if before is not None and self.strategy.looks_again and not self.skipped:
@@ -494,6 +512,7 @@ class Balancer:
             "tasks": None if self.tasks is None else list(self.tasks),
             "strategy": dict(self.strategy.state_dict()),
             "solution": None if self._passes.solution is None else asdict(self._passes.solution),
+            "engine": self.gradients.choice,
             "guard": self.guard.state_dict(),
             "failed_solves": self.failed_solves,
         }
@@ -512,6 +531,7 @@ class Balancer:
             self._passes.tasks = saved
         self.strategy.load_state_dict(state["strategy"])
         self._passes.solution = None if state["solution"] is None else Solution(**state["solution"])
+        self.gradients.choice = state["engine"]
         self.guard.load_state_dict(state["guard"])
         self._passes.failed_solves = state["failed_solves"]
 

@@ -31,6 +31,8 @@ from mtobal.gradients import (
     cut_at,
     differentiate,
     find_partition,
+    replayed,
+    rng_state,
     run_decoders,
     split,
     stacked,
@@ -126,6 +128,7 @@ class Passes:
         dropped: Sequence[int],
         representation: Tensor | None,
         again: Again | None,
+        part: Again | None,
         ranks: Ranks,
     ) -> Tensor:
         """Return the balanced loss of one batch.
@@ -142,13 +145,15 @@ class Passes:
             The output of the shared encoder, with its graph.
         again : Again or None
             Runs the model once more, for a perturbation.
+        part : Again or None
+            Runs it on the share of the batch whose Gramian stands for that of all.
         ranks : Ranks
         """
         assert step.losses is not None
         shares, parameters = any(self.known_partition.shared_mask), self._inputs(ranks)
         aggregates = self.strategy.aggregation is not None and (shares or len(step.active) == 1)
         # Weights of accumulated batches are those of all of them, which are not here yet.
-        joined = aggregates and again is None and not self.gradients.layers
+        joined = aggregates and again is None and not self.gradients.aggregates_alone
         joins = joined and (self.accumulates or self.accumulated is not None)
         weights = torch.ones_like(step.losses) if joins else self.strategy.loss_weights(step)
         value = (weights * step.losses).sum()
@@ -157,7 +162,7 @@ class Passes:
         if again is not None and (shares or self.strategy.aggregation is None):
             backward = self._perturb(step, weights, present, again, ranks)
         elif aggregates:
-            backward = self._aggregate(step, weights, present, representation, ranks)
+            backward = self._aggregate(step, weights, present, representation, part, ranks)
         else:
             inputs = tuple(present.values())
             backward = self._weigh(step, weights, present, ranks)
@@ -315,6 +320,7 @@ class Passes:
         loss_weights: Tensor,
         losses: Mapping[str, Tensor],
         representation: Tensor | None,
+        part: Again | None,
         ranks: Ranks,
     ) -> Backward:
         """Return the backward that aggregates per-task gradients; its inputs are the parameters."""
@@ -345,23 +351,63 @@ class Passes:
                 decoded = run_decoders(values, local, partition, cotangent)
                 found = self._repeat(solution, step, loss_weights, accumulates)
                 return _combine_local(decoded, mine, found)
+            if part is not None:
+                seen = self._on_part(part, list(losses), partition, cotangent, ranks)
+                if seen is None:  # a task has no sample in that part: this batch is looked at whole
+                    taken = self.gradients.take(values, local, partition, cotangent)
+                    taken = self._widen(taken, partition, ranks)
+                    if ranks.size > 1:
+                        taken = ranks.average(taken, local, step.active, taken.partition)
+                    return self._replace(taken, step, loss_weights, ranks, accumulates)
+                decoded = run_decoders(values, local, partition, cotangent)
+                return self._apply(seen, decoded, local, step, loss_weights, accumulates, ranks)
             if self.gradients.layers:
                 decoded = run_decoders(values, local, partition, cotangent)
-                part, places = partition.restricted(self.gradients.layers)
-                seen = decoded.look(places, part)
-                if ranks.size > 1:
-                    seen = ranks.average(seen, local, step.active, part)
-                found = self._solve(seen.gramian(), step, loss_weights, seen.scale, accumulates)
-                return self._finish(found, partial(_combine_local, decoded, mine), seen.scale, ranks)
+                layers, places = partition.restricted(self.gradients.layers)
+                seen = decoded.look(places, layers)
+                return self._apply(seen, decoded, local, step, loss_weights, accumulates, ranks)
             gradients = self.gradients.take(values, local, partition, cotangent)
             gradients = self._widen(gradients, partition, ranks)
             return self._balance(gradients, step, loss_weights, local, accumulates, ranks)
 
         def backward(cotangent: Tensor) -> list[Tensor | None]:
             with torch.autocast(device, enabled=False):
-                return self._complete(balance(cotangent), step.active, ranks)
+                balanced = self._complete(balance(cotangent), step.active, ranks)
+            self.gradients.finished()
+            return balanced
 
         return backward
+
+    def _on_part(
+        self, part: Again, tasks: Sequence[str], partition: Partition, cotangent: Tensor, ranks: Ranks
+    ) -> TaskGradients | None:
+        """Return the gradients of part of the batch; None if a task that the batch has is not in it."""
+        with torch.enable_grad(), replayed(self.model, rng_state()):
+            found = part.present()
+            missing = [task for task in tasks if task not in found]
+            if ranks.any(bool(missing)):
+                return None
+            values = [found[task] for task in tasks]
+            with torch.no_grad():
+                local = [self.known_tasks.index(task) for task in tasks]
+                return self.gradients.take(values, local, partition, cotangent)
+
+    def _apply(
+        self,
+        seen: TaskGradients,
+        decoded: Decoded,
+        local: list[int],
+        step: Step,
+        loss_weights: Tensor,
+        accumulates: bool,
+        ranks: Ranks,
+    ) -> list[Tensor | None]:
+        """Solve for weights by some gradients, and run backward once with these."""
+        if ranks.size > 1:
+            seen = ranks.average(seen, local, step.active, seen.partition)
+        mine = [step.active.index(task) for task in local]
+        found = self._solve(seen.gramian(), step, loss_weights, seen.scale, accumulates)
+        return self._finish(found, partial(_combine_local, decoded, mine), seen.scale, ranks)
 
     def _perturb(
         self, step: Step, loss_weights: Tensor, losses: Mapping[str, Tensor], again: Again, ranks: Ranks
@@ -605,7 +651,7 @@ class Passes:
         self, step: Step, loss_weights: Tensor | None, accumulates: bool = False, solved: bool = True
     ) -> None:
         """Let the strategies learn from a step; an aggregation does not where its solver has failed."""
-        if self.strategy.perturbation is not None or self.gradients.layers:
+        if self.strategy.perturbation is not None or self.gradients.aggregates_alone:
             # Batches that are aggregated alone are learned from together.
             joined = self._join(step, accumulates)
             if joined is None:
@@ -636,7 +682,11 @@ class Passes:
         assert kept is not None
         self.skipped = False
         step = Step(self.tasks, tuple(kept.tasks), kept.losses())
-        if self.strategy.aggregation is None or self.strategy.perturbation is not None or self.gradients.layers:
+        if (
+            self.strategy.aggregation is None
+            or self.strategy.perturbation is not None
+            or self.gradients.aggregates_alone
+        ):
             self._learn(step, None)
             return self._nothing(ranks)
         gradients = kept.gradients(self.partition, (float(cotangent) or 1.0) * kept.batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning_utilities.core.apply_func import apply_to_collection
 
 from mtobal.balancer import Balancer, Losses, Policy
 from mtobal.errors import UsageError
@@ -135,6 +137,8 @@ class MultiTaskBalancer(pl.Callback):
             self._step.look_ahead = partial(_look_ahead, trainer, pl_module, self._step, batches)
         if self.strategy.perturbation is not None:
             self._step.again = partial(_again, trainer, pl_module, self._step)
+        if self.balancer.gradients.fraction < 1:
+            self._step.part = partial(_part, trainer, pl_module, self._step)
         pl_module.training_step = self._step  # type: ignore[method-assign]
 
     def _check_strategy(self, trainer: pl.Trainer) -> None:
@@ -268,6 +272,8 @@ class _BalancedStep:
     again : callable or None
         Returns the losses of a batch once more, given the arguments of the training step, for a strategy that
         takes gradients at other points.
+    part : callable or None
+        The same for a share of the samples, which is its last argument.
     """
 
     def __init__(
@@ -278,6 +284,7 @@ class _BalancedStep:
         self.looks: list[tuple[Callable[[], Losses], RNGState]] = []
         self.look_ahead: Callable[..., None] | None = None
         self.again: Callable[..., Losses] | None = None
+        self.part: Callable[..., Losses] | None = None
         self._accumulates = accumulates
         self._begins = True
         # Lightning reads the signature to decide whether to pass batch_idx, and unwraps one level only.
@@ -298,8 +305,10 @@ class _BalancedStep:
         output = dict(_losses(output))
         losses = output["losses"]
         again = None if self.again is None or rng is None else (partial(self.again, *args, **kwargs), rng)
+        part = None if self.part is None else partial(self.part, args, kwargs)
+        representation = output.pop("representation", None)
         with self.balancer.accumulating() if accumulates else nullcontext():
-            output["loss"] = self.balancer(losses, representation=output.pop("representation", None), again=again)
+            output["loss"] = self.balancer(losses, representation=representation, again=again, part=part)
         # Lightning keeps the other entries until the batch ends, and with them their graphs.
         output["losses"] = {task: None if loss is None else loss.detach() for task, loss in losses.items()}
         if rng is not None and self.balancer.strategy.looks_again and not self.balancer.skipped:
@@ -314,6 +323,35 @@ def _again(
     with trainer.precision_plugin.train_step_context(), _muted(pl_module):
         losses: Losses = _losses(step.original(*args, **kwargs))["losses"]
     return losses
+
+
+def _part(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    step: _BalancedStep,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    share: float,
+) -> Losses:
+    """Run a training step on a share of its batch, in its precision and without a trace in the log."""
+    cut = _cut(args[0], share)
+    with trainer.precision_plugin.train_step_context(), _muted(pl_module):
+        output = step.original(cut, *args[1:], **kwargs)
+    losses: Losses = {} if output is None else _losses(output)["losses"]
+    return losses
+
+
+def _cut(batch: Any, share: float) -> Any:
+    """Return the first samples of a batch, which may be any collection of tensors of one length."""
+    lengths: set[int] = set()
+    apply_to_collection(batch, torch.Tensor, lambda tensor: lengths.update(tensor.shape[:1]))
+    if len(lengths) != 1:
+        raise UsageError(
+            "gradients='fraction' takes the first samples of each tensor of a batch, and does not know what a "
+            f"sample is where tensors have lengths of {', '.join(map(str, sorted(lengths))) or 'none'}."
+        )
+    count = math.ceil(share * lengths.pop())
+    return apply_to_collection(batch, torch.Tensor, lambda tensor: tensor[:count] if tensor.dim() else tensor)
 
 
 def _look_ahead(

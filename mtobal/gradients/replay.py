@@ -51,6 +51,5 @@ def replayed(model: nn.Module | None, state: RNGState) -> Iterator[None]:
         yield
     finally:
         _set_rng_state(now)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        for buffer, value in buffers:
+            buffer.data.copy_(value)  # a graph from before the block holds this value: autograd need not know

@@ -14,12 +14,11 @@ from mtobal.gradients.compiled import check_apart, check_sum, is_compiled
 from mtobal.gradients.ghost import ghost
 from mtobal.gradients.graph import differentiate, read_graph
 from mtobal.gradients.loop import loop
+from mtobal.gradients.measured import Measured
 from mtobal.gradients.partition import Partition
 from mtobal.gradients.rows import Rows
-from mtobal.gradients.task_gradients import TaskGradients
+from mtobal.gradients.task_gradients import Engine, TaskGradients
 from mtobal.options import resolve_options
-
-Engine = Callable[[list[Tensor], Sequence[int], Partition, Tensor], TaskGradients]
 
 # The first and the last need to know the strategy or the representation before they can say which engine.
 _MAKE: dict[str, Callable[..., Engine | None]] = {
@@ -27,8 +26,10 @@ _MAKE: dict[str, Callable[..., Engine | None]] = {
     "loop": lambda: loop,
     "ghost": lambda: ghost,
     "batched": Batched,
+    "measured": Measured,
     "representation": lambda: None,
 }
+_APPROXIMATIONS = ("every", "fraction", "layers")
 
 _log = logging.getLogger("mtobal")
 
@@ -39,7 +40,8 @@ class Scheme:
     Parameters
     ----------
     parts : sequence of (str, mapping)
-        One name and its options, and perhaps ``("every", {"n": n})`` and ``("layers", {"names": names})``.
+        One name and its options, and perhaps ``("every", {"n": n})``, and ``("fraction", {"f": f})`` or
+        ``("layers", {"names": names})``.
     reads : str
         What the strategy reads.
 
@@ -65,16 +67,19 @@ class Scheme:
     def __init__(self, parts: Sequence[tuple[str, Mapping[str, Any]]], reads: str) -> None:
         names: dict[str, Mapping[str, Any]] = {}
         self.every = 1
+        self.fraction = 1.0
         self.layers: tuple[str, ...] = ()
         for name, options in parts:
             if name == "every":
                 self.every = _every(**resolve_options("gradients='every'", _every, options))
+            elif name == "fraction":
+                self.fraction = _fraction(**resolve_options("gradients='fraction'", _fraction, options))
             elif name == "layers":
                 self.layers = _layers(**resolve_options("gradients='layers'", _layers, options))
             elif name in _MAKE:
                 names[name] = options
             else:
-                raise unknown_name("way to take gradients", name, (*_MAKE, "every", "layers"))
+                raise unknown_name("way to take gradients", name, (*_MAKE, *_APPROXIMATIONS))
         if len(names) > 1:
             raise UsageError(f"gradients: {' and '.join(map(repr, names))} exclude each other; keep one of them.")
         [(self.name, options)] = names.items() or [("auto", {})]
@@ -82,16 +87,44 @@ class Scheme:
         self._engine = make(**resolve_options(f"gradients={self.name!r}", make, options))
         self._reads = reads
         self.reads_representation = "representation" in (reads, self.name)
-        if reads == "jacobian" and (self.reads_representation or self.every > 1 or self.layers):
+        if reads == "jacobian" and (self.reads_representation or self.approximates):
             raise UsageError(
-                "the strategy reads the gradients of all parameters at every step: choose auto, loop, ghost or "
-                "batched for gradients=, without every and layers."
+                "the strategy reads the gradients of all parameters at every step: choose auto, loop, ghost, "
+                "batched or measured for gradients=, without every, fraction and layers."
             )
-        if self.reads_representation and (self.every > 1 or self.layers):
+        if self.reads_representation and self.approximates:
             raise UsageError(
-                "gradients of the representation cost no more than a step in between: leave every and layers out."
+                "gradients of the representation cost no more than a step in between: leave every, fraction and "
+                "layers out."
             )
+        if self.fraction < 1 and self.layers:
+            raise UsageError("gradients: 'fraction' and 'layers' exclude each other; keep one of them.")
         self._announced = self._checked = False
+
+    @property
+    def approximates(self) -> bool:
+        """Whether the weights come from an earlier step, part of the batch or some of the layers."""
+        return self.every > 1 or self.aggregates_alone
+
+    @property
+    def aggregates_alone(self) -> bool:
+        """Whether batches that are accumulated are aggregated one by one: no rows of all parameters are kept."""
+        return self.fraction < 1 or bool(self.layers)
+
+    @property
+    def choice(self) -> str | None:
+        """The engine that ``measured`` has kept."""
+        return self._engine.choice if isinstance(self._engine, Measured) else None
+
+    @choice.setter
+    def choice(self, name: str | None) -> None:
+        if isinstance(self._engine, Measured):
+            self._engine.choice = name
+
+    def finished(self) -> None:
+        """Note that the final gradients of a step have been made of what `take` returned."""
+        if isinstance(self._engine, Measured):
+            self._engine.finished()
 
     def take(
         self, losses: list[Tensor], active: Sequence[int], partition: Partition, cotangent: Tensor
@@ -124,6 +157,12 @@ def _every(*, n: int) -> int:
     if n < 1:
         raise UsageError(f"gradients='every': n must be at least 1, not {n}.")
     return n
+
+
+def _fraction(*, f: float) -> float:
+    if not 0 < f <= 1:
+        raise UsageError(f"gradients='fraction': f must be above 0 and at most 1, not {f:g}.")
+    return f
 
 
 def _layers(*, names: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -157,3 +157,7 @@ class TaskGradients:
             else:
                 gradients[place] = gradient if heads[task] == 1.0 else gradient * heads[task]
         return gradients
+
+
+Engine = Callable[[list[Tensor], Sequence[int], Partition, Tensor], TaskGradients]
+"""Differentiates the losses of a step; `run_decoders` says what it gets."""

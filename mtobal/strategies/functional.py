@@ -10,6 +10,7 @@ from torch import Tensor
 from mtobal.errors import UsageError
 from mtobal.ops import Jacobian
 from mtobal.strategies.base import Step
+from mtobal.strategies.composition import Composition
 from mtobal.strategies.spec import Spec, build
 
 
@@ -41,7 +42,7 @@ def weights(gramian: Tensor, spec: Spec, losses: Tensor | Sequence[float] | None
     _check_finite("gramian", gramian)
     if gramian.shape[0] != gramian.shape[1]:
         raise UsageError(f"the Gramian must be square, not of shape {tuple(gramian.shape)}.")
-    composition = build(spec)
+    composition = _without_model(spec)
     if composition.aggregation is not None and composition.aggregation.reads == "jacobian":
         raise UsageError(f"{composition.spec!r} reads the Jacobian itself: use mtobal.aggregate.")
     step = Step.of(len(gramian), _losses(losses, gramian))
@@ -77,7 +78,7 @@ def aggregate(jacobian: Tensor, spec: Spec, losses: Tensor | Sequence[float] | N
     """
     _check("jacobian", jacobian)
     rows = jacobian.detach()
-    composition = build(spec)
+    composition = _without_model(spec)
     working = Jacobian((rows.to(torch.promote_types(rows.dtype, torch.float32)),), ("jacobian",))
     if composition.aggregation is None or composition.aggregation.reads != "jacobian":
         gram = working.gramian()
@@ -91,6 +92,16 @@ def aggregate(jacobian: Tensor, spec: Spec, losses: Tensor | Sequence[float] | N
     direction = composition.aggregation_direction(working, step, loss_weights)
     composition.update(step, loss_weights)
     return direction.blocks[0].to(rows)
+
+
+def _without_model(spec: Spec) -> Composition:
+    composition = build(spec)
+    if composition.perturbation is not None or composition.regulariser is not None:
+        raise UsageError(
+            f"{composition.spec!r} needs the model and not only its gradients: use mtobal.Balancer, or leave out "
+            "what stands beside the aggregation."
+        )
+    return composition
 
 
 def _check(name: str, tensor: Tensor) -> None:

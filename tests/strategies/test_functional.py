@@ -78,3 +78,11 @@ def test_static_weights_name_known_tasks_and_all_of_them() -> None:
         mtobal.aggregate(torch.ones(2, 3), {"static": {"weights": {"0": 1.0}}})
     with pytest.raises(UsageError, match="3 numbers for 2 tasks"):
         mtobal.aggregate(torch.ones(2, 3), "static(weights=[1, 2, 3])")
+
+
+@pytest.mark.parametrize("spec", ["sam", "cagrad+samo", "uw+rep_mtl"])
+def test_what_needs_the_model_is_refused(spec: str) -> None:
+    with pytest.raises(UsageError, match="needs the model and not only its gradients"):
+        mtobal.aggregate(torch.eye(3), spec)
+    with pytest.raises(UsageError, match="needs the model and not only its gradients"):
+        mtobal.weights(torch.eye(3), spec)
