@@ -67,8 +67,8 @@ def nonnegative_minimum(hessian: Array, linear: Array) -> Array:
     hessian : array of shape (K, K)
         Symmetric positive semi-definite, with a diagonal of order one.
     linear : array of shape (K,) or (R, K)
-        The vector q, or one in each row. The problem must be bounded: ``q^T x <= 0`` wherever ``x >= 0`` and
-        ``H x = 0``.
+        The vector q, or one in each row, in the range of H, as it is where both are inner products with the same
+        rows: then a variable whose row depends on those of the support is never needed.
 
     Returns
     -------
