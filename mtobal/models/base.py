@@ -28,7 +28,10 @@ class MultiTaskModel(nn.Module):
 
     @abstractmethod
     def decode(self, representation: Any, inputs: Inputs) -> dict[str, Tensor]:
-        """Return the output of every task from what `encode` returned; of `inputs`, only the size may matter."""
+        """Return the output of every task from what `encode` returned, and from what is no feature of the inputs.
+
+        That is their size, or a picture to which a correction is added.
+        """
 
     @abstractmethod
     def task_modules(self, task: str) -> Sequence[nn.Module]:
@@ -46,6 +49,13 @@ class MultiTaskModel(nn.Module):
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return the output of every task."""
         return self.decode(self.encode(inputs), inputs)
+
+    def penalty(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return what training adds to the losses of some tasks, by task: regularisers of their own parts."""
+        return {}
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Take note of an epoch of training, counted from zero, of so many; few models anneal something."""
 
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Return the parameters that the loss of this task alone reaches."""

@@ -49,3 +49,39 @@ class ConvEncoder(nn.Module):
         """Return the representation of a batch of images."""
         features: Tensor = self.layers(inputs)
         return features
+
+
+class MLPEncoder(nn.Module):
+    """Linear layers with a ReLU after each.
+
+    Parameters
+    ----------
+    input_shape : sequence of int
+        The length of a vector.
+    hidden : sequence of int
+        Size of each layer; the last is that of the representation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> MLPEncoder((8,), hidden=(32, 16))(torch.zeros(5, 8)).shape
+    torch.Size([5, 16])
+    """
+
+    def __init__(self, input_shape: Sequence[int], hidden: Sequence[int]) -> None:
+        super().__init__()
+        if len(input_shape) != 1:
+            raise UsageError(f"MLPEncoder reads vectors (length,), not inputs of shape {tuple(input_shape)}.")
+        if not hidden or min(hidden) < 1:
+            raise UsageError(f"MLPEncoder: hidden should be sizes from 1, one a layer, not {list(hidden)}.")
+        sizes = (*input_shape, *hidden)
+        layers: list[nn.Module] = []
+        for in_features, out_features in zip(sizes, hidden, strict=False):
+            layers += [nn.Linear(in_features, out_features), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.out_features = hidden[-1]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the representation of a batch of vectors."""
+        features: Tensor = self.layers(inputs)
+        return features

@@ -7,13 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtobal.models.base import Inputs, MultiTaskModel
+from mtobal.models.base import Inputs, MultiTaskModel, Representation
 from mtobal.models.encoders import ConvEncoder
 from mtobal.tasks import Task
 
 
 class HardSharing(MultiTaskModel):
     """One encoder whose representation every decoder reads.
+
+    Where every task has inputs of its own, they go through the encoder one task after the other, and so do the
+    statistics of batch norms. A task that is missing from them is missing from the outputs.
 
     Parameters
     ----------
@@ -39,13 +42,17 @@ class HardSharing(MultiTaskModel):
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.decoders)
 
-    def encode(self, inputs: Inputs) -> Tensor:
-        """Return the representation that all decoders read."""
+    def encode(self, inputs: Inputs) -> Representation:
+        """Return the representation that all decoders read; by task, where inputs are."""
+        if isinstance(inputs, dict):
+            return {task: self.encoder(inputs[task]) for task in self.tasks if task in inputs}
         representation: Tensor = self.encoder(inputs)
         return representation
 
     def decode(self, representation: Any, inputs: Inputs) -> dict[str, Tensor]:
-        """Return the output of every task."""
+        """Return the output of every task that has a representation."""
+        if isinstance(representation, dict):
+            return {task: self.decoders[task](features) for task, features in representation.items()}
         return {task: decoder(representation) for task, decoder in self.decoders.items()}
 
     def task_modules(self, task: str) -> Sequence[nn.Module]:

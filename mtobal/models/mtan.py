@@ -17,12 +17,13 @@ from mtobal.tasks import Task
 class Attention(nn.Sequential):
     """A mask from 0 to 1 of each pixel and channel."""
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, middle: int | None = None) -> None:
+        middle = channels if middle is None else middle
         super().__init__(
-            nn.Conv2d(in_channels, channels, 1),
-            nn.BatchNorm2d(channels),
+            nn.Conv2d(in_channels, middle, 1),
+            nn.BatchNorm2d(middle),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, 1),
+            nn.Conv2d(middle, channels, 1),
             nn.BatchNorm2d(channels),
             nn.Sigmoid(),
         )

@@ -5,23 +5,63 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
-
 from mtobal.errors import unknown_name
+from mtobal.models.base import MultiTaskModel
+from mtobal.models.celeba_net import celeba_net
+from mtobal.models.cgc import cgc
+from mtobal.models.cifar_nets import cifar_pcgrad, cifar_routing
+from mtobal.models.cross_stitch import cross_stitch
 from mtobal.models.deeplab import deeplab
+from mtobal.models.dselect_k import dselect_k
+from mtobal.models.dtrn import dtrn
 from mtobal.models.hard_sharing import hard_sharing
+from mtobal.models.home import home
+from mtobal.models.lenet import lenet
+from mtobal.models.ltb import ltb
+from mtobal.models.message_passing import message_passing
+from mtobal.models.mlp import mlp
+from mtobal.models.mmoe import mmoe
 from mtobal.models.mtan import mtan_segnet
+from mtobal.models.mtan_resnet import mtan_resnet
+from mtobal.models.nddr import nddr
+from mtobal.models.office_resnet import office_resnet
+from mtobal.models.ple import ple
+from mtobal.models.pretrained import pretrained
 from mtobal.models.resnet import resnet
 from mtobal.models.segnet import segnet
+from mtobal.models.slimmable import slimmable
+from mtobal.models.tat_network import tat_network
+from mtobal.models.vit import vit
 from mtobal.options import resolve_options
 from mtobal.tasks import Task
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {
+_MODELS: dict[str, Callable[..., MultiTaskModel]] = {
+    "celeba_net": celeba_net,
+    "cgc": cgc,
+    "cifar_pcgrad": cifar_pcgrad,
+    "cifar_routing": cifar_routing,
+    "cross_stitch": cross_stitch,
     "deeplab": deeplab,
+    "dselect_k": dselect_k,
+    "dtrn": dtrn,
     "hard_sharing": hard_sharing,
+    "home": home,
+    "lenet": lenet,
+    "ltb": ltb,
+    "message_passing": message_passing,
+    "mlp": mlp,
+    "mmoe": mmoe,
+    "mtan_resnet": mtan_resnet,
     "mtan_segnet": mtan_segnet,
+    "nddr": nddr,
+    "office_resnet": office_resnet,
+    "ple": ple,
+    "pretrained": pretrained,
     "resnet": resnet,
     "segnet": segnet,
+    "slimmable": slimmable,
+    "tat_network": tat_network,
+    "vit": vit,
 }
 
 
@@ -30,20 +70,20 @@ def available() -> list[str]:
 
     Examples
     --------
-    >>> available()
-    ['deeplab', 'hard_sharing', 'mtan_segnet', 'resnet', 'segnet']
+    >>> "segnet" in available()
+    True
     """
     return sorted(_MODELS)
 
 
-def lookup(name: str) -> Callable[..., nn.Module]:
+def lookup(name: str) -> Callable[..., MultiTaskModel]:
     """Return the function that builds the model; its keyword-only parameters are the options."""
     if name not in _MODELS:
         raise unknown_name("model", name, _MODELS)
     return _MODELS[name]
 
 
-def build(name: str, input_shape: Sequence[int], tasks: Sequence[Task], **options: Any) -> nn.Module:
+def build(name: str, input_shape: Sequence[int], tasks: Sequence[Task], **options: Any) -> MultiTaskModel:
     """Build a model by name for inputs of this shape and these tasks.
 
     Examples

@@ -74,6 +74,16 @@ class Bottleneck(nn.Module):
         return result
 
 
+def residual_block(depth: Depth, in_channels: int, out_channels: int) -> BasicBlock | Bottleneck:
+    """Build a block as in a ResNet of this depth, between any two numbers of channels."""
+    block = _block(depth)
+    return block(in_channels, out_channels // block.expansion, 1, (1, 1))
+
+
+def _block(depth: Depth) -> type[BasicBlock] | type[Bottleneck]:
+    return BasicBlock if depth < 50 else Bottleneck
+
+
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
@@ -118,7 +128,9 @@ class ResNet(nn.Module):
         small_stem: bool = False,
     ) -> None:
         super().__init__()
-        block = BasicBlock if depth < 50 else Bottleneck
+        block = _block(depth)
+        self.depth = depth
+        self.expansion = block.expansion
         self.conv1 = (
             nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
             if small_stem
@@ -128,6 +140,7 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, padding=1)
         self.out_channels = width
+        self.stage_channels = tuple(width * 2**number * block.expansion for number in range(4))
 
         def stage(number: int, stride: int, dilations: tuple[int, int]) -> nn.Sequential:
             # Where a stride was, the filters still look at neighbours; behind it, at every second pixel.
@@ -148,11 +161,20 @@ class ResNet(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the feature maps of a batch of images."""
-        features = self.maxpool(self.relu(self.bn1(self.conv1(inputs))))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            features = layer(features)
-        result: Tensor = features
-        return result
+        features = self.stem(inputs)
+        for stage in self.stages:
+            features = stage(features)
+        return features
+
+    def stem(self, inputs: Tensor) -> Tensor:
+        """Return what the first stage reads."""
+        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(inputs))))
+        return features
+
+    @property
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        """The four stages, each a sequence of blocks."""
+        return self.layer1, self.layer2, self.layer3, self.layer4
 
     def load_weights(self, path: str | Path) -> None:
         """Load weights that were saved under torchvision's names, such as those trained on ImageNet.
