@@ -186,3 +186,58 @@ def molecules(number: int) -> list[dict[str, object]]:
             }
         )
     return found
+
+
+FACES = 8
+ATTRIBUTES = [f"Attribute_{i}" for i in range(40)]
+FACE_LABELS = np.random.default_rng(0).choice([-1, 1], (FACES, 40))
+FACE_SPLITS = [0, 0, 0, 1, 1, 2, 2, 0]
+
+
+def attribute_lines(labels: np.ndarray = FACE_LABELS) -> list[str]:
+    """Return the lines of `list_attr_celeba.txt`."""
+    rows = [f"{i + 1:06d}.jpg " + " ".join(f"{value:2d}" for value in row) for i, row in enumerate(labels)]
+    return [str(len(rows)), " ".join(ATTRIBUTES) + " ", *rows]
+
+
+def write_celeba(root: Path, published: bool = True) -> Path:
+    """Write the lists and the faces of CelebA, each in its published folder or all in one."""
+    folders = {name: root / name if published else root for name in ("Anno", "Eval", "Img")}
+    (folders["Img"] / "img_align_celeba").mkdir(parents=True)
+    for folder in folders.values():
+        folder.mkdir(exist_ok=True)
+    (folders["Anno"] / "list_attr_celeba.txt").write_text("\n".join(attribute_lines()) + "\n")
+    lines = [f"{i + 1:06d}.jpg {split}\n" for i, split in enumerate(FACE_SPLITS)]
+    (folders["Eval"] / "list_eval_partition.txt").write_text("".join(lines))
+    for i in range(FACES):
+        face = np.full((218, 178, 3), (10 * i, 100, 200), dtype=np.uint8)
+        # What the file holds decides, not its name.
+        (folders["Img"] / "img_align_celeba" / f"{i + 1:06d}.jpg").write_bytes(png(face))
+    return root
+
+
+OFFICE = {"amazon": (5, 3, 2), "dslr": (2, 2, 2), "webcam": (3, 2, 2)}
+"""Pictures of training, validation and test, by task."""
+
+
+def write_office(root: Path) -> Path:
+    """Write pictures and lists of Office-31; the shade of a picture is its class."""
+    for index, (task, counts) in enumerate(OFFICE.items()):
+        for split, count in zip(("train", "val", "test"), counts, strict=True):
+            lines = []
+            for number in range(count):
+                label = 10 * index + number
+                file = f"{task}/images/back pack/{split}_{number:04d}.jpg"
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                (root / file).write_bytes(png(np.full((30, 40, 3), label, dtype=np.uint8)))
+                lines.append(f"{file} {label}\n")
+            (root / f"{task}_{split}.txt").write_text("".join(lines))
+    return root
+
+
+def overlaid_pictures() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return what a pickle of Pareto MTL holds: images and labels, of training and of test."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (number, 36, 36), dtype=np.uint8) for number in (40, 10)]
+    labels = [rng.integers(0, 10, (number, 2)) for number in (40, 10)]
+    return images[0], labels[0], images[1], labels[1]

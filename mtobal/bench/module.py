@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mtobal.bench.records import MetricInfo
+from mtobal.callbacks import MultiTaskBalancer
 from mtobal.data import Batch
 from mtobal.errors import UsageError
+from mtobal.models.base import MultiTaskModel
+from mtobal.strategies import Composition
 from mtobal.tasks import Task
 
 
@@ -22,8 +26,8 @@ class MultiTaskModule(pl.LightningModule):
 
     Parameters
     ----------
-    model : Module
-        From inputs to the output of every task.
+    model : MultiTaskModel
+        What it asks for beside the losses, its penalty, belongs to the losses in training, not in evaluation.
     tasks : sequence of Task
         The tasks to train; targets of others are left aside.
     learning_rate, weight_decay : float
@@ -32,19 +36,23 @@ class MultiTaskModule(pl.LightningModule):
         After every so many epochs the learning rate is multiplied by `decay_factor`; 0 for never.
     decay_factor : float
         What it is multiplied by.
+    decay_patience : int
+        The learning rate is multiplied by `decay_factor` whenever the mean validation loss of the tasks has not
+        fallen for more than so many epochs, down to a hundredth; 0 for never.
     batch_metrics : bool
         Evaluate in the convention of older papers, which average some metrics batch by batch.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: MultiTaskModel,
         tasks: Sequence[Task],
         learning_rate: float,
         *,
         weight_decay: float = 0.0,
         decay_epochs: int = 0,
         decay_factor: float = 0.5,
+        decay_patience: int = 0,
         batch_metrics: bool = False,
     ) -> None:
         super().__init__()
@@ -54,6 +62,9 @@ class MultiTaskModule(pl.LightningModule):
         self.weight_decay = weight_decay
         self.decay_epochs = decay_epochs
         self.decay_factor = decay_factor
+        self.decay_patience = decay_patience
+        self._plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+        self._plateau_state: dict[str, Any] | None = None
         metrics = {
             f"{task.name}/{name}": metric
             for task in tasks
@@ -63,25 +74,68 @@ class MultiTaskModule(pl.LightningModule):
         self.metrics = nn.ModuleList(metrics.values())  # a ModuleDict refuses names with a dot
         self._loss_sums: dict[str, Tensor] = {}
         self._label_counts: dict[str, Tensor] = {}
+        self._representation_reader: str | None = None
+        self._tells_losses = False
+
+    def on_fit_start(self) -> None:
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        strategies = [each.strategy for each in callbacks if isinstance(each, MultiTaskBalancer)]
+        self._representation_reader = next((each.spec for each in strategies if _reads_representation(each)), None)
+        self._tells_losses = any(each.revision is not None for each in strategies)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 0:  # Lightning leaves on_train_epoch_start out for the epoch after a resumption
+            epoch = self.trainer.current_epoch
+            self.model.start_epoch(epoch, max(self.trainer.max_epochs or 0, epoch + 1))
 
     def training_step(self, batch: Batch) -> dict[str, Any] | None:
-        outputs = self._outputs(batch)
-        losses = {
-            task.name: task.loss(outputs[task.name], target) if task.labelled(target).any() else None
-            for task, target in self._targets(batch)
-        }
+        inputs = batch[0]
+        representation = self.model.encode(inputs)
+        if isinstance(representation, dict) and self._representation_reader is not None:
+            raise UsageError(
+                f"{self._representation_reader!r} compares the gradients of all tasks at one representation, and "
+                f"here every task has one of its own ({type(self.model).__name__} on these data): choose a "
+                "strategy that reads losses or gradients of parameters, or a model whose decoders read one tensor."
+            )
+        outputs = self.model.decode(representation, inputs)
+        penalties = self.model.penalty(inputs)
+        losses: dict[str, Tensor | None] = {}
+        for task, target in self._targets(batch):
+            losses[task.name] = None
+            if task.labelled(target).any():
+                loss = task.loss(outputs[task.name], target)
+                losses[task.name] = loss + penalties[task.name] if task.name in penalties else loss
         present = [loss for loss in losses.values() if loss is not None]
         if not present:
             return None  # Lightning's word for a batch that has no step
-        return {"loss": torch.stack(present).sum(), "losses": losses}
+        step = {"loss": torch.stack(present).sum(), "losses": losses}
+        return {**step, "representation": representation} if isinstance(representation, Tensor) else step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.Adam(
             self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
+        if self.decay_patience:
+            self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=self.decay_factor, patience=self.decay_patience, min_lr=self.learning_rate / 100
+            )
+            if self._plateau_state is not None:
+                self._plateau.load_state_dict(self._plateau_state)
         if not self.decay_epochs:
             return optimizer
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, self.decay_epochs, self.decay_factor)]
+
+    def on_train_epoch_end(self) -> None:
+        # Lightning steps such a schedule after the checkpoint of the epoch, and not at all when it resumes there.
+        if self._plateau is not None:
+            self._plateau.step(statistics.fmean(self._mean_losses().values()))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._plateau is not None:
+            checkpoint["plateau"] = self._plateau.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._plateau_state = checkpoint.get("plateau")  # there is no optimizer yet
 
     def validation_step(self, batch: Batch) -> None:
         self._evaluate(batch)
@@ -92,6 +146,10 @@ class MultiTaskModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation()
 
+    def on_validation_epoch_end(self) -> None:
+        if self._tells_losses:  # to strategies that revise their weights by validations
+            self.log_dict({f"val/loss/{task}": loss for task, loss in self._mean_losses().items()})
+
     def on_test_epoch_start(self) -> None:
         self._start_evaluation()
 
@@ -100,12 +158,7 @@ class MultiTaskModule(pl.LightningModule):
 
         A loss is the mean over all labels of the split, whatever the batches they came in; NaN without any.
         """
-        losses = {task: float(total / self._label_counts[task]) for task, total in self._loss_sums.items()}
-        return losses, {info.name: float(metric.compute()) for info, metric in self._metrics()}
-
-    def _outputs(self, batch: Batch) -> dict[str, Tensor]:
-        outputs: dict[str, Tensor] = self.model(batch[0])
-        return outputs
+        return self._mean_losses(), {info.name: float(metric.compute()) for info, metric in self._metrics()}
 
     def _targets(self, batch: Batch) -> Iterator[tuple[Task, Tensor]]:
         """Go through the tasks that the batch has targets of."""
@@ -121,8 +174,11 @@ class MultiTaskModule(pl.LightningModule):
             task.name: torch.zeros((), dtype=torch.int64, device=self.device) for task in self.tasks
         }
 
+    def _mean_losses(self) -> dict[str, float]:
+        return {task: float(total / self._label_counts[task]) for task, total in self._loss_sums.items()}
+
     def _evaluate(self, batch: Batch) -> None:
-        outputs = self._outputs(batch)
+        outputs = self.model(batch[0])
         for task, target in self._targets(batch):
             labels = task.labelled(target).sum()
             self._loss_sums[task.name] += task.loss(outputs[task.name], target) * labels
@@ -135,6 +191,10 @@ class MultiTaskModule(pl.LightningModule):
         for info, metric in zip(self.metric_infos, self.metrics, strict=True):
             assert isinstance(metric, Metric)
             yield info, metric
+
+
+def _reads_representation(strategy: Composition) -> bool:
+    return any(part.reads == "representation" for part in strategy.strategies)
 
 
 def _info(name: str, metric: Metric) -> MetricInfo:

@@ -28,7 +28,7 @@ class ShuffledBatches(Sampler[Draw]):
     Examples
     --------
     >>> from mtobal.data import InMemoryDataset
-    >>> batches = ShuffledBatches(InMemoryDataset(torch.zeros(5, 1), {}), batch_size=2, seed=0)
+    >>> batches = ShuffledBatches(InMemoryDataset(torch.zeros(5, 1), {}), batch_size=3, seed=0)
     >>> batches.set_epoch(3)
     >>> sorted(torch.cat([draw.indices for draw in batches]).tolist())
     [0, 1, 2, 3, 4]
@@ -39,7 +39,7 @@ class ShuffledBatches(Sampler[Draw]):
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
-        self._length = len(dataset.batches(batch_size))
+        self._length = len(dataset.batches(batch_size, torch.Generator()))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch."""

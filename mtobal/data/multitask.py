@@ -43,8 +43,12 @@ class MultiTaskDataset(Dataset[Batch]):
         """Return one sample, or the batch of the samples whose indices a tensor holds."""
 
     def batches(self, batch_size: int, generator: Generator | None = None) -> Sequence[Indices]:
-        """Return the indices of every batch of one epoch; in order, or shuffled by a generator."""
-        return _order(len(self), generator).split(batch_size)  # type: ignore[no-untyped-call, no-any-return]
+        """Return the indices of every batch of one epoch; in order, or shuffled by a generator.
+
+        Of a shuffled epoch, a last batch of one sample is left out where there are others: a batch norm that sees
+        one vector a channel cannot train on it, and the next epoch has another sample there.
+        """
+        return _batches(_order(len(self), generator), batch_size, trains=generator is not None)
 
     def training_batch(self, indices: Indices, seed: int) -> Batch:
         """Return a batch as a training step sees it; equal seeds augment alike, in whatever process."""
@@ -75,7 +79,7 @@ class InMemoryDataset(MultiTaskDataset):
 
     def __getitem__(self, index: int | Tensor) -> Batch:
         """Return one sample, or the batch of the samples whose indices a tensor holds."""
-        return self.inputs[index], {task: target[index] for task, target in self.targets.items()}
+        return _take(self.inputs, index), {task: _take(target, index) for task, target in self.targets.items()}
 
 
 class FileDataset(MultiTaskDataset):
@@ -141,7 +145,8 @@ class OneTaskBatches(MultiTaskDataset):
         batches: list[Tensor] = []
         for group in range(int(self.groups.max()) + 1):
             members = (self.groups == group).nonzero()[:, 0]
-            batches += members[_order(len(members), generator)].split(batch_size)  # type: ignore[no-untyped-call]
+            order = members[_order(len(members), generator)]
+            batches += _batches(order, batch_size, trains=generator is not None)
         return [batches[i] for i in _order(len(batches), generator).tolist()]
 
 
@@ -176,7 +181,7 @@ class BatchPerTask(MultiTaskDataset):
             order = _order(len(part), generator)
             while generator is not None and len(order) < steps * batch_size:
                 order = torch.cat([order, _order(len(part), generator)])
-            split[task] = order[: steps * batch_size].split(batch_size)  # type: ignore[no-untyped-call]
+            split[task] = _batches(order[: steps * batch_size], batch_size, trains=False)  # all of them full
         return [{task: rows[step] for task, rows in split.items() if step < len(rows)} for step in range(steps)]
 
     def training_batch(self, indices: Indices, seed: int) -> Batch:
@@ -208,6 +213,17 @@ class MultiTaskData:
 
 def _order(number: int, generator: Generator | None) -> Tensor:
     return torch.arange(number) if generator is None else torch.randperm(number, generator=generator)
+
+
+def _take(values: Tensor, index: int | Tensor) -> Tensor:
+    # Copies whole samples, where indexing by a tensor goes through their entries one by one.
+    return values.index_select(0, index) if isinstance(index, Tensor) else values[index]
+
+
+def _batches(order: Tensor, batch_size: int, trains: bool) -> Sequence[Tensor]:
+    batches: Sequence[Tensor] = order.split(batch_size)  # type: ignore[no-untyped-call]
+    leftover = trains and batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1
+    return batches[:-1] if leftover else batches
 
 
 def _by_task(batches: Mapping[str, Batch]) -> Batch:

@@ -120,4 +120,5 @@ def _read(folder: Path, task: str, size: int, row: tuple[str, int]) -> Batch:
 
 
 def _normalised(pixels: np.ndarray) -> Tensor:
-    return (torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - MEAN) / STD
+    planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return planes.float().div_(255).sub_(MEAN).div_(STD)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from mtobal.data.multitask import Augmentation, Batch, InMemoryDataset
@@ -34,12 +33,16 @@ class Pictures(InMemoryDataset):
         augment: Augmentation | None = None,
     ) -> None:
         super().__init__(inputs, targets, augment)
-        channels = inputs.shape[1]
-        self._mean = (torch.zeros(channels) if mean is None else mean).view(-1, 1, 1)
-        self._std = (torch.ones(channels) if std is None else std).view(-1, 1, 1)
+        self._mean = None if mean is None else mean.view(-1, 1, 1)
+        self._std = None if std is None else std.view(-1, 1, 1)
 
     def __getitem__(self, index: int | Tensor) -> Batch:
         """Return one sample, or the batch of the samples whose indices a tensor holds."""
         inputs, targets = super().__getitem__(index)
         assert isinstance(inputs, Tensor)
-        return (inputs.float() / 255 - self._mean) / self._std, targets
+        scaled = inputs.float().div_(255)
+        if self._mean is not None:
+            scaled.sub_(self._mean)
+        if self._std is not None:
+            scaled.div_(self._std)
+        return scaled, targets

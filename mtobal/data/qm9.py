@@ -137,36 +137,39 @@ class MoleculeDataset(MultiTaskDataset):
 
     def __getitem__(self, index: int | Tensor) -> Batch:
         """Return one molecule, or the batch of those whose indices a tensor holds, as `Molecules`."""
-        rows = self.rows[index].reshape(-1)
-        counts = self._table.atom_counts[rows]
-        starts = (counts.cumsum(0) - counts).tolist()
-        nodes, edges, features = zip(*map(self._complete_graph, rows.tolist()), strict=True)
-        batch = Molecules(
-            torch.cat(nodes),
-            torch.cat([pairs + start for pairs, start in zip(edges, starts, strict=True)], dim=1),
-            torch.cat(features),
-            torch.arange(len(rows)).repeat_interleave(counts),
-        )
-        return batch, {task: values[index] for task, values in self.targets.items()}
+        return self._graphs(self.rows[index].reshape(-1)), {
+            task: values[index] for task, values in self.targets.items()
+        }
 
-    def _complete_graph(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the atoms of a molecule, all pairs of them, and the bonds and distances of these."""
+    def _graphs(self, rows: Tensor) -> Molecules:
+        """Lay out the complete graphs of molecules, all of them at once: a loop would take most of a step."""
         table = self._table
-        atoms, bonds = (
-            slice(int(first[row]), int(first[row] + counts[row]))
-            for first, counts in (
-                (self._first_atoms, table.atom_counts),
-                (self._first_bonds, table.bond_counts),
-            )
-        )
-        nodes, positions = table.nodes[atoms], table.positions[atoms]
-        types = torch.zeros(len(nodes), len(nodes), BOND_TYPES)
+        counts = table.atom_counts[rows]
+        starts = counts.cumsum(0) - counts
+        molecule, within = _enumerated(counts)
+        atoms = self._first_atoms[rows][molecule] + within
+
+        # All pairs of atoms of a molecule, in its n x n table: entry (i, j) is the place i n + j.
+        owner, place = _enumerated(counts**2)
+        first, second = place // counts[owner], place % counts[owner]
+        types = torch.zeros(len(owner), BOND_TYPES)
+        bonded, bond = _enumerated(table.bond_counts[rows])
+        bonds = self._first_bonds[rows][bonded] + bond
         sources, targets = table.bonds[:, bonds]
-        types[sources, targets] = table.bond_types[bonds]
-        pairs = (~torch.eye(len(nodes), dtype=torch.bool)).nonzero().T
-        first, second = pairs
-        distance = (positions[first] - positions[second]).norm(dim=1, keepdim=True)
-        return nodes, pairs, torch.cat([types[first, second], distance], dim=1)
+        tables = (counts**2).cumsum(0) - counts**2
+        types[tables[bonded] + sources * counts[bonded] + targets] = table.bond_types[bonds]
+
+        pairs = first != second
+        edges = torch.stack([first, second])[:, pairs] + starts[owner[pairs]]
+        positions = table.positions[atoms]
+        distance = (positions[edges[0]] - positions[edges[1]]).norm(dim=1, keepdim=True)
+        return Molecules(table.nodes[atoms], edges, torch.cat([types[pairs], distance], dim=1), molecule)
+
+
+def _enumerated(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for so many things of each owner, the owner of each and its number among the owner's."""
+    owner = torch.arange(len(counts)).repeat_interleave(counts)
+    return owner, torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
 
 
 def qm9(

@@ -16,9 +16,10 @@ from mtobal.data.multitask import MultiTaskData
 from mtobal.data.nyuv2 import check_nyuv2, nyuv2, prepare_nyuv2
 from mtobal.data.office import check_office, office
 from mtobal.data.qm9 import check_qm9, prepare_qm9, qm9
+from mtobal.data.restoration import restoration
 from mtobal.data.rooms import rooms
 from mtobal.data.tracking import Track
-from mtobal.errors import unknown_name
+from mtobal.errors import UsageError, unknown_name
 from mtobal.options import resolve_options
 
 _DATA_SETS: dict[str, Callable[..., MultiTaskData]] = {
@@ -30,6 +31,7 @@ _DATA_SETS: dict[str, Callable[..., MultiTaskData]] = {
     "nyuv2": nyuv2,
     "office": office,
     "qm9": qm9,
+    "restoration": restoration,
     "rooms": rooms,
 }
 
@@ -49,6 +51,21 @@ _PREPARATIONS: dict[str, Callable[[Path, Path, Track], str]] = {
     "qm9": prepare_qm9,
 }
 """Of those whose published files should be converted: from one folder to another; they say what was done."""
+
+
+_DOWNLOADS: dict[str, str] = {
+    "celeba": "Anno/list_attr_celeba.txt, Eval/list_eval_partition.txt and the faces, Img/img_align_celeba, from "
+    "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+    "cifar_mtl": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz, which need not be unpacked",
+    "cityscapes": "the version of two tasks that https://github.com/lorenmt/mtan links to (folders train and val)",
+    "multi_mnist": "the pickles that https://github.com/Xi-L/ParetoMTL links to",
+    "nyuv2": "http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat and "
+    "http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat (then: mtobal data prepare nyuv2)",
+    "office": "the pictures, and beside them the lists of examples/office/data_txt in "
+    "https://github.com/median-research-group/LibMTL",
+    "qm9": "what https://data.pyg.org/datasets/qm9_v3.zip unpacks to",
+}
+"""Of those that lie on disk: what should be put there."""
 
 
 def available() -> list[str]:
@@ -72,6 +89,11 @@ def lookup(name: str) -> Callable[..., MultiTaskData]:
 def load(name: str, **options: Any) -> MultiTaskData:
     """Load a data set by name.
 
+    Raises
+    ------
+    UsageError
+        No such data set, an option that it does not have, or nothing on disk where its path says.
+
     Examples
     --------
     >>> data = load("digits", train_pairs=100)
@@ -79,7 +101,13 @@ def load(name: str, **options: Any) -> MultiTaskData:
     (100, ['left', 'right'])
     """
     function = lookup(name)
-    return function(**resolve_options(f"data set {name!r}", function, options))
+    resolved = resolve_options(f"data set {name!r}", function, options)
+    if name in _DOWNLOADS and not Path(resolved["path"]).exists():
+        raise UsageError(
+            f"data set {name!r}: expected its files at {resolved['path']}, found nothing there; get "
+            f"{_DOWNLOADS[name]}, and put it there or set path to where it is."
+        )
+    return function(**resolved)
 
 
 def checks(name: str, path: Path) -> list[Check]:

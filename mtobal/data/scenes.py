@@ -175,7 +175,8 @@ class SceneFolder:
 
     def _planes(self, folder: str, number: int, channels: int) -> Tensor:
         values = read_array(self._file(folder, number), (*self.size, channels))
-        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
+        # A view: the batch, which copies the planes anyway, puts them in order.
+        return torch.from_numpy(values.astype(np.float32, copy=False)).permute(2, 0, 1)
 
     def _labels(self, number: int) -> Tensor:
         path = self._file(self.label, number)

@@ -6,12 +6,14 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from mtobal.bench.experiment import run_experiment
+from mtobal.bench.predictions import load_predictions
 from mtobal.bench.recipe import Recipe, load_recipe
-from mtobal.bench.records import load_experiment
+from mtobal.bench.records import load_experiment, run_folder
 from mtobal.report import build_report
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -44,6 +46,16 @@ def test_a_network_is_trained_compared_and_reported(name: str, tmp_path: Path) -
     assert [run.row for run in runs] == rows
     assert [len(run.test_metrics) for run in runs] == [2, 2, 5, 9, 9]
     assert all(run.steps == 4 for run in runs)
+    predictions = load_predictions(run_folder(tmp_path / "out", "ew", 0))
+    assert predictions is not None
+    shapes = {"segmentation": (2, 16, 24), "depth": (2, 1, 16, 24), "normals": (2, 3, 16, 24)}
+    assert predictions.inputs.shape == (2, 3, 16, 24)
+    for arrays in (predictions.targets, predictions.outputs):
+        assert {task: array.shape for task, array in arrays.items()} == shapes
+    assert predictions.outputs["segmentation"].dtype == np.int16
+    alone = load_predictions(run_folder(tmp_path / "out", "single(depth)", 0))
+    assert alone is not None
+    assert list(alone.outputs) == ["depth"]
     page = build_report(tmp_path / "out").read_text(encoding="utf-8")
     assert "within_11.25" in page
 

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import Metric, SumMetric
 
 from mtobal import data as data_sets
 from mtobal import models
 from mtobal.bench.module import MultiTaskModule
-from mtobal.bench.recorder import selection_score
-from mtobal.data import MultiTaskData, evaluation_loader
+from mtobal.bench.scores import mean_main_metric
+from mtobal.callbacks import MultiTaskBalancer
+from mtobal.data import Batch, InMemoryDataset, MultiTaskData, evaluation_loader, training_loader
+from mtobal.data.multitask import BatchPerTask
 from mtobal.errors import UsageError
+from mtobal.models.base import Inputs
+from mtobal.models.hard_sharing import HardSharing
 from mtobal.tasks import Classification
+
+
+def fit(module: MultiTaskModule, loader: DataLoader[Batch], data: MultiTaskData, strategy: str) -> None:
+    pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        barebones=True,
+        callbacks=[MultiTaskBalancer(strategy, log=False)],
+    ).fit(module, loader, evaluation_loader(data.validation))
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +83,103 @@ def test_a_baseline_reads_its_own_task_alone(data: MultiTaskData) -> None:
     assert [info.name for info in module.metric_infos] == ["right/accuracy"]
 
 
+@pytest.mark.parametrize("strategy", ["mgda_ub", "rep_mtl", "uw+aligned_mtl_ub"])
+def test_strategies_read_the_representation_and_training_differs_by_it(
+    strategy: str, module: MultiTaskModule, data: MultiTaskData
+) -> None:
+    trained = []
+    for spec in (strategy, "ew"):
+        copied = copy.deepcopy(module)
+        fit(copied, training_loader(data.train, 25, seed=0), data, spec)
+        trained.append(torch.cat([parameter.detach().flatten() for parameter in copied.model.parameters()]))
+    assert trained[0].isfinite().all()
+    assert not torch.allclose(*trained)
+
+
+@pytest.mark.parametrize("strategy", ["mgda_ub", "rep_mtl"])
+def test_a_representation_of_each_task_is_refused_where_one_is_compared(
+    strategy: str, module: MultiTaskModule, data: MultiTaskData
+) -> None:
+    assert isinstance(data.train, InMemoryDataset)
+    parts = {
+        task: InMemoryDataset(data.train.inputs, {task: data.train.targets[task]}) for task in ("left", "right")
+    }
+    loader = training_loader(BatchPerTask(parts), 25, seed=0)
+    with pytest.raises(UsageError, match=rf"'{strategy}' compares .* \(HardSharing on these data\)") as caught:
+        fit(module, loader, data, strategy)
+    assert "\n" not in str(caught.value)
+    fit(module, loader, data, "cagrad")
+
+
+class Penalised(HardSharing):
+    def penalty(self, inputs: Inputs) -> dict[str, Tensor]:
+        assert isinstance(inputs, Tensor)
+        return {"left": self.decoders["left"].weight.square().sum() * len(inputs)}
+
+
+def test_strategies_that_revise_their_weights_see_the_validation_losses(data: MultiTaskData) -> None:
+    torch.manual_seed(0)
+    module = MultiTaskModule(models.build("hard_sharing", data.input_shape, data.tasks), data.tasks, 0.001)
+    callback = MultiTaskBalancer("visatb_online", log=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", enable_model_summary=False, callbacks=[callback], **quiet
+    )
+    trainer.fit(module, training_loader(data.train, 25, 0), evaluation_loader(data.validation))
+    assert callback.balancer is not None
+    losses, _ = module.evaluation()
+    seen = callback.balancer.strategy.revision.last
+    torch.testing.assert_close(seen, torch.tensor(list(losses.values()), dtype=torch.float64))
+
+
+class Epochs(HardSharing):
+    """Notes the epochs that it is told."""
+
+    def __init__(self, data: MultiTaskData) -> None:
+        super().__init__(nn.Flatten(), {task.name: nn.LazyLinear(10) for task in data.tasks})
+        self.told: list[tuple[int, int]] = []
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self.told.append((epoch, epochs))
+
+
+def test_a_model_is_told_each_epoch_once(data: MultiTaskData) -> None:
+    model = Epochs(data)
+    model(data.train[torch.arange(2)][0])
+    trainer = pl.Trainer(max_epochs=3, accelerator="cpu", barebones=True)
+    module = MultiTaskModule(model, data.tasks, 0.01)
+    trainer.fit(module, training_loader(data.train, 25, 0), evaluation_loader(data.validation))
+    assert model.told == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_a_penalty_belongs_to_the_loss_of_its_task_in_training_alone(data: MultiTaskData) -> None:
+    torch.manual_seed(0)
+    heads = {task.name: nn.Linear(144, 10) for task in data.tasks}
+    plain, penalised = (
+        MultiTaskModule(network(nn.Flatten(), heads), data.tasks, 0.1) for network in (HardSharing, Penalised)
+    )
+    inputs, targets = data.train[torch.arange(50)]
+    penalty = 50 * heads["left"].weight.square().sum()
+    steps = [module.training_step((inputs, targets)) for module in (plain, penalised)]
+    assert torch.allclose(steps[1]["losses"]["left"], steps[0]["losses"]["left"] + penalty)
+    assert torch.equal(steps[1]["losses"]["right"], steps[0]["losses"]["right"])
+    assert torch.allclose(steps[1]["loss"], steps[0]["loss"] + penalty)
+    missing = {**targets, "left": torch.full_like(targets["left"], -1)}
+    assert penalised.training_step((inputs, missing))["losses"]["left"] is None
+    for module in (plain, penalised):
+        module.on_validation_epoch_start()
+        with torch.no_grad():
+            module.validation_step((inputs, targets))
+    assert plain.evaluation() == penalised.evaluation()
+
+
 def test_the_selection_score_is_signed_and_nan_is_the_worst(module: MultiTaskModule) -> None:
-    assert selection_score(module, {"left/accuracy": 0.5, "right/accuracy": 1.0}) == 0.75
-    assert selection_score(module, {"left/accuracy": math.nan, "right/accuracy": 1.0}) == -math.inf
-    left, right = module.metric_infos
-    module.metric_infos = (left, dataclasses.replace(right, higher_is_better=False))
-    assert selection_score(module, {"left/accuracy": 0.5, "right/accuracy": 1.0}) == -0.25
+    tasks, infos = module.tasks, module.metric_infos
+    assert mean_main_metric(tasks, infos, {"left/accuracy": 0.5, "right/accuracy": 1.0}) == 0.75
+    assert mean_main_metric(tasks, infos, {"left/accuracy": math.nan, "right/accuracy": 1.0}) == -math.inf
+    left, right = infos
+    falling = (left, dataclasses.replace(right, higher_is_better=False))
+    assert mean_main_metric(tasks, falling, {"left/accuracy": 0.5, "right/accuracy": 1.0}) == -0.25
 
 
 def test_a_task_without_labels_sits_the_step_out(module: MultiTaskModule, data: MultiTaskData) -> None:
@@ -110,6 +220,38 @@ def test_the_learning_rate_falls_in_steps(data: MultiTaskData) -> None:
         schedule.step()
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
     assert optimizer.param_groups[0]["weight_decay"] == 0.01
+
+
+def test_the_learning_rate_falls_when_validation_stops_to_improve(data: MultiTaskData) -> None:
+    torch.manual_seed(0)
+    rates: dict[str, list[float]] = {}
+    saved: dict[str, Any] = {}
+    model = models.build("hard_sharing", data.input_shape, data.tasks)
+    for run in ("whole", "resumed"):
+        module = MultiTaskModule(model, data.tasks, 1.0, decay_factor=0.1, decay_patience=1)
+        if run == "resumed":
+            module.on_load_checkpoint(saved)
+        optimizer = module.configure_optimizers()
+        assert isinstance(optimizer, torch.optim.Adam)
+        if run == "resumed":
+            optimizer.load_state_dict(saved["optimizer"])
+        rates[run] = []
+        for epoch, loss in enumerate((3.0, 2.0, 4.0, 2.5, 1.0, 1.5, 1.6, 1.7, 1.8, 1.9, 1.9)):
+            if run == "resumed" and epoch < 6:
+                continue
+            module.on_validation_epoch_start()
+            for task in data.tasks:
+                module._loss_sums[task.name] += loss
+                module._label_counts[task.name] += 1
+            module.on_train_epoch_end()
+            rates[run].append(optimizer.param_groups[0]["lr"])
+            if run == "whole" and epoch == 5:
+                saved = {"optimizer": copy.deepcopy(optimizer.state_dict())}
+                module.on_save_checkpoint(saved)
+                saved = copy.deepcopy(saved)
+    # Twice without an improvement, and never below a hundredth.
+    assert rates["whole"] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01, 0.01])
+    assert rates["resumed"] == rates["whole"][6:]
 
 
 def test_dense_tasks_are_evaluated_in_either_convention() -> None:

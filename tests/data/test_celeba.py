@@ -8,67 +8,42 @@ import numpy as np
 import pytest
 import torch
 
-from data_files import png
+from data_files import ATTRIBUTES, FACE_LABELS, FACE_SPLITS, FACES, attribute_lines, write_celeba
 from mtobal.data import celeba as module
 from mtobal.data import load, training_loader
 from mtobal.data.celeba import celeba, check_celeba
 from mtobal.data.inspection import find_problems
 from mtobal.errors import UsageError
 
-FACES = 8
-NAMES = [f"Attribute_{i}" for i in range(40)]
-LABELS = np.random.default_rng(0).choice([-1, 1], (FACES, 40))
-PARTITION = [0, 0, 0, 1, 1, 2, 2, 0]
-
-
-def attributes(labels: np.ndarray = LABELS) -> list[str]:
-    rows = [f"{i + 1:06d}.jpg " + " ".join(f"{value:2d}" for value in row) for i, row in enumerate(labels)]
-    return [str(len(rows)), " ".join(NAMES) + " ", *rows]
-
-
-def write(root: Path, published: bool = True) -> Path:
-    folders = {name: root / name if published else root for name in ("Anno", "Eval", "Img")}
-    (folders["Img"] / "img_align_celeba").mkdir(parents=True)
-    for folder in folders.values():
-        folder.mkdir(exist_ok=True)
-    (folders["Anno"] / "list_attr_celeba.txt").write_text("\n".join(attributes()) + "\n")
-    lines = [f"{i + 1:06d}.jpg {split}\n" for i, split in enumerate(PARTITION)]
-    (folders["Eval"] / "list_eval_partition.txt").write_text("".join(lines))
-    for i in range(FACES):
-        face = np.full((218, 178, 3), (10 * i, 100, 200), dtype=np.uint8)
-        # What the file holds decides, not its name.
-        (folders["Img"] / "img_align_celeba" / f"{i + 1:06d}.jpg").write_bytes(png(face))
-    return root
-
 
 @pytest.mark.parametrize("published", [True, False])
 def test_forty_tasks_in_the_official_splits(published: bool, tmp_path: Path) -> None:
-    data = load("celeba", path=str(write(tmp_path, published)))
+    data = load("celeba", path=str(write_celeba(tmp_path, published)))
     splits = (data.train, data.validation, data.test)
     assert [len(split) for split in splits] == [4, 2, 2]
-    assert [task.name for task in data.tasks] == NAMES
+    assert [task.name for task in data.tasks] == ATTRIBUTES
     assert data.input_shape == (3, 64, 64)
     for number, split in enumerate(splits):
-        faces = [i for i, found in enumerate(PARTITION) if found == number]
+        faces = [i for i, found in enumerate(FACE_SPLITS) if found == number]
         inputs, targets = split[torch.arange(len(split))]
         assert inputs.shape == (len(faces), 3, 64, 64)
         assert (inputs[:, 0, 5, 5] * 255).round().tolist() == [10 * i for i in faces]
         found = torch.cat(list(targets.values()), dim=1)
-        assert np.array_equal(found, (LABELS[faces] + 1) // 2)
+        assert np.array_equal(found, (FACE_LABELS[faces] + 1) // 2)
 
 
 def test_a_label_that_nobody_gave_counts_for_nothing(tmp_path: Path) -> None:
-    labels = LABELS.copy()
+    labels = FACE_LABELS.copy()
     labels[:, 3] = 0
-    (write(tmp_path) / "Anno" / "list_attr_celeba.txt").write_text("\n".join(attributes(labels)))
+    (write_celeba(tmp_path) / "Anno" / "list_attr_celeba.txt").write_text("\n".join(attribute_lines(labels)))
     data = celeba(path=str(tmp_path), size=8)
     inputs, targets = next(iter(training_loader(data.train, batch_size=4, seed=0)))
     assert inputs.shape == (4, 3, 8, 8)
-    assert (targets[NAMES[3]] == -1).all()
+    assert (targets[ATTRIBUTES[3]] == -1).all()
     output = torch.randn(4, 1, requires_grad=True)
     losses = {task.name: task.loss(output, targets[task.name]) for task in data.tasks}
-    assert losses[NAMES[3]] == 0
-    assert losses[NAMES[4]] > 0
+    assert losses[ATTRIBUTES[3]] == 0
+    assert losses[ATTRIBUTES[4]] > 0
 
 
 def replace_line(path: Path, number: int, line: str) -> None:
@@ -100,7 +75,7 @@ def replace_line(path: Path, number: int, line: str) -> None:
 def test_a_broken_list_is_named_with_its_line(
     name: str, number: int, line: str, message: str, tmp_path: Path
 ) -> None:
-    path = write(tmp_path) / name
+    path = write_celeba(tmp_path) / name
     replace_line(path, number, line)
     with pytest.raises(UsageError, match=message) as caught:
         celeba(path=str(tmp_path))
@@ -109,7 +84,7 @@ def test_a_broken_list_is_named_with_its_line(
 
 
 def test_a_split_without_faces_is_told(tmp_path: Path) -> None:
-    path = write(tmp_path) / "Eval" / "list_eval_partition.txt"
+    path = write_celeba(tmp_path) / "Eval" / "list_eval_partition.txt"
     path.write_text(path.read_text().replace("jpg 1", "jpg 0"))
     with pytest.raises(UsageError, match="expected faces of every split, none is of validation"):
         celeba(path=str(tmp_path))
@@ -117,7 +92,7 @@ def test_a_split_without_faces_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt"])
 def test_a_missing_list_is_named(name: str, tmp_path: Path) -> None:
-    (write(tmp_path) / name).unlink()
+    (write_celeba(tmp_path) / name).unlink()
     with pytest.raises(UsageError, match=rf"{Path(name).name}: expected a file, found nothing"):
         celeba(path=str(tmp_path))
 
@@ -125,7 +100,7 @@ def test_a_missing_list_is_named(name: str, tmp_path: Path) -> None:
 def test_missing_faces_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere: expected a folder with list_attr_celeba\.txt"):
         celeba(path=str(tmp_path / "nowhere"))
-    face = write(tmp_path) / "Img" / "img_align_celeba" / "000001.jpg"
+    face = write_celeba(tmp_path) / "Img" / "img_align_celeba" / "000001.jpg"
     face.unlink()
     data = celeba(path=str(tmp_path))
     with pytest.raises(UsageError, match=r"000001\.jpg: expected a file"):
@@ -136,7 +111,7 @@ def test_missing_faces_are_named(tmp_path: Path) -> None:
 
 
 def test_the_check_looks_at_every_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = write(tmp_path) / "Img" / "img_align_celeba"
+    images = write_celeba(tmp_path) / "Img" / "img_align_celeba"
     problems = list(find_problems(check_celeba(tmp_path)))
     assert problems[0] == f"{tmp_path}: expected 202599 samples, found 8."
     monkeypatch.setattr(module, "COUNT", FACES)

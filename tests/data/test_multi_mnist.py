@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from data_files import overlaid_pictures
 from mtobal.data import load
 from mtobal.data.inspection import find_problems
 from mtobal.data.multi_mnist import check_multi_mnist, multi_mnist
 from mtobal.errors import UsageError
 
-RNG = np.random.default_rng(0)
-TRAIN = RNG.integers(0, 256, (40, 36, 36), dtype=np.uint8)
-TEST = RNG.integers(0, 256, (10, 36, 36), dtype=np.uint8)
-TRAIN_LABELS, TEST_LABELS = RNG.integers(0, 10, (40, 2)), RNG.integers(0, 10, (10, 2))
+TRAIN, TRAIN_LABELS, TEST, TEST_LABELS = overlaid_pictures()
 
 
 def write(path: Path, *arrays: object) -> Path:

@@ -55,13 +55,33 @@ def test_in_order_every_sample_comes_once_and_a_task_that_is_through_is_missing(
 
 
 def test_batches_of_one_task_hold_every_sample_once() -> None:
-    groups = torch.tensor([0, 1, 0, 1, 1, 0, 2])
-    dataset = OneTaskBatches(numbers(0, 7, "value"), groups)
+    groups = torch.tensor([0, 1, 0, 1, 1, 0, 2, 1])
+    dataset = OneTaskBatches(numbers(0, 8, "value"), groups)
     for loader in (training_loader(dataset, batch_size=2, seed=0), evaluation_loader(dataset, batch_size=2)):
         batches = [targets["value"] for _, targets in loader]
-        assert sorted(torch.cat(batches).tolist()) == list(range(7))
         assert all(len(groups[batch].unique()) == 1 for batch in batches)
-        assert len(batches) == len(loader) == 5
+        assert len(batches) == len(loader)
+    assert sorted(torch.cat(batches).tolist()) == list(range(8))
+    # In training, of three samples one is left over; the only one of its task is not.
+    loader = training_loader(dataset, batch_size=2, seed=0)
+    assert sorted(groups[torch.cat([targets["value"] for _, targets in loader])].tolist()) == [0, 0, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "trained"), [(9, 4, [4, 4]), (10, 4, [4, 4, 2]), (1, 4, [1]), (3, 1, [1, 1, 1])]
+)
+def test_training_leaves_a_last_batch_of_one_sample_out(samples: int, batch_size: int, trained: list[int]) -> None:
+    loader = training_loader(numbers(0, samples, "value"), batch_size, seed=0)
+    assert [len(inputs) for inputs, _ in loader] == trained
+    assert len(loader) == len(trained)
+    # Which one it is changes from epoch to epoch.
+    if samples == 9:
+        last = set()
+        for epoch in range(6):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            last |= set(range(9)) - {int(i) for _, targets in loader for i in targets["value"]}
+        assert len(last) > 1
+    assert sum(len(inputs) for inputs, _ in evaluation_loader(numbers(0, samples, "value"), batch_size)) == samples
 
 
 @pytest.mark.parametrize("per_task", [False, True])

@@ -503,7 +503,7 @@ def test_the_published_file_can_be_sent_to_another_process(published: Path) -> N
     ("options", "message"),
     [
         ({}, "path is missing; give it a text"),
-        ({"path": "nowhere"}, "nowhere: expected a folder with train/ and val/"),
+        ({"path": "nowhere"}, "expected its files at nowhere, found nothing there; get http"),
         ({"path": "nowhere", "classes": 12}, "classes should be one of 13, 40, not 12"),
     ],
 )

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from data_files import png
+from data_files import OFFICE, write_office
 from mtobal.data import evaluation_loader, load, training_loader
 from mtobal.data import office as module
 from mtobal.data.inspection import find_problems
 from mtobal.data.office import MEAN, STD, check_office, office
 from mtobal.errors import UsageError
 
-SMALL = {"amazon": (5, 3, 2), "dslr": (2, 2, 2), "webcam": (3, 2, 2)}
-
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for index, (task, counts) in enumerate(SMALL.items()):
-        for split, count in zip(("train", "val", "test"), counts, strict=True):
-            lines = []
-            for number in range(count):
-                label = 10 * index + number
-                file = f"{task}/images/back pack/{split}_{number:04d}.jpg"
-                (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / file).write_bytes(png(np.full((30, 40, 3), label, dtype=np.uint8)))
-                lines.append(f"{file} {label}\n")
-            (tmp_path / f"{task}_{split}.txt").write_text("".join(lines))
-    return tmp_path
+    return write_office(tmp_path)
 
 
 def test_every_task_has_pictures_of_its_own(root: Path) -> None:
     data = load("office", path=str(root), size=16)
     assert data.input_shape == (3, 16, 16)
-    assert [(task.name, task.out_features) for task in data.tasks] == [(name, 31) for name in SMALL]
+    assert [(task.name, task.out_features) for task in data.tasks] == [(name, 31) for name in OFFICE]
     batches = list(training_loader(data.train, batch_size=2, seed=0))
     assert len(batches) == 3
     for inputs, targets in batches:
-        assert inputs.keys() == targets.keys() == SMALL.keys()
-        for task in SMALL:
+        assert inputs.keys() == targets.keys() == OFFICE.keys()
+        for task in OFFICE:
             shade = ((inputs[task] * STD + MEAN) * 255).round()[:, 0, 3, 3]
             assert torch.equal(shade.long(), targets[task])
             assert inputs[task].shape == (2, 3, 16, 16)
@@ -80,8 +67,8 @@ def test_the_check_looks_at_every_list_and_picture(root: Path, monkeypatch: pyte
     problems = [problem for problem in find_problems(check_office(root)) if problem]
     assert problems[0] == f"{root / 'amazon_train.txt'}: expected 1680 samples, found 5."
     assert len(problems) == 9
-    monkeypatch.setitem(module.COUNTS, "office-31", SMALL)
-    assert list(find_problems(check_office(root))) == [None] * (9 + sum(map(sum, SMALL.values())))
+    monkeypatch.setitem(module.COUNTS, "office-31", OFFICE)
+    assert list(find_problems(check_office(root))) == [None] * (9 + sum(map(sum, OFFICE.values())))
     (root / "dslr/images/back pack/val_0001.jpg").write_bytes(b"")
     (root / "webcam_val.txt").unlink()
     problems = [problem for problem in find_problems(check_office(root)) if problem]

@@ -64,6 +64,27 @@ def test_the_median_is_that_of_all_pixels() -> None:
     assert scores(Normals("n"), output, target)["median_angle"] == pytest.approx(angles.median().item(), abs=1e-3)
 
 
+def test_the_loss_of_normals_is_that_of_normalised_outputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 3, 5, 6, generator=generator, dtype=torch.float64)
+    target = F.normalize(torch.randn(2, 3, 5, 6, generator=generator, dtype=torch.float64), dim=1)
+    target[:, :, 0] = 0
+    values[0, :, 1] = 0  # an output without a direction
+    values[0, :, 2] *= 1e-9
+    kept = target.norm(dim=1) > 0
+    found = []
+    for normalised in (False, True):
+        output = values.clone().requires_grad_()
+        loss = (
+            1 - (F.normalize(output, dim=1, eps=1e-12) * target).sum(1)[kept].mean()
+            if normalised
+            else Normals("n").loss(output, target)
+        )
+        found.append((loss.detach(), *torch.autograd.grad(loss, output)))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=0)
+
+
 def test_a_normal_whose_components_add_up_to_zero_has_a_label() -> None:
     target = torch.tensor([1.0, -1.0, 0.0]).view(1, 3, 1, 1) / math.sqrt(2)
     assert Normals("n").labelled(target).all()
