@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from mtobal import data as data_sets
-from mtobal.bench.plan import plan_runs
+from mtobal.bench.launch import Event, Failed, Launcher, Setting, failed, one_after_another
+from mtobal.bench.loggers import check_logger
+from mtobal.bench.on_ray import on_ray
+from mtobal.bench.plan import PACE, Run, plan_runs, static_weights
+from mtobal.bench.processes import in_processes
 from mtobal.bench.progress import ExperimentProgress
 from mtobal.bench.recipe import Recipe, load_recipe
-from mtobal.bench.records import RECIPE_FILE, RESULT_FILE, load_run, run_folder, write_text_atomic
-from mtobal.bench.run import execute_run
+from mtobal.bench.records import (
+    RECIPE_FILE,
+    RESULT_FILE,
+    Failure,
+    load_run,
+    write_text_atomic,
+    writing_to,
+)
+from mtobal.bench.trainer import check_accelerator
+from mtobal.bench.tuning import apply_choice, choose, load_choices, plan_trials, why_no_choice
 from mtobal.data import MultiTaskData
 from mtobal.errors import UsageError, unknown_name
 
-EXTENSIBLE = ("title", "strategies", "seeds")
+EXTENSIBLE = ("title", "strategies", "scalarization", "seeds")
 """The keys of a recipe in which a folder may differ from the recipe of a new call."""
 
 
-def run_experiment(recipe: Recipe, folder: Path, console: Console) -> None:
+def run_experiment(
+    recipe: Recipe,
+    folder: Path,
+    console: Console,
+    *,
+    jobs: int = 1,
+    launcher: Literal["local", "ray"] = "local",
+    logger: str | None = None,
+) -> tuple[Failure, ...]:
     """Train every run of a recipe that its folder does not hold yet.
 
     Finished runs are skipped and an unfinished one resumes at its last checkpoint, so that an experiment that was
-    stopped in whatever way ends with the numbers of one that was not. A folder may be extended by strategies and
-    seeds; nothing else of its recipe may change.
+    stopped in whatever way ends with the numbers of one that was not. A folder may be extended by strategies,
+    static weights and seeds; nothing else of its recipe may change. A run that fails leaves its reason, and the
+    others go on; the next call tries it again.
 
     Parameters
     ----------
@@ -38,33 +59,76 @@ def run_experiment(recipe: Recipe, folder: Path, console: Console) -> None:
         Where the runs go; it is made if there is none.
     console : Console
         Where to show the progress.
+    jobs : int
+        How many runs this machine trains at a time.
+    launcher : {"local", "ray"}
+        Whether this machine trains the runs or a Ray cluster.
+    logger : str, optional
+        Where the numbers of every epoch go too: csv, tensorboard, wandb or mlflow.
+
+    Returns
+    -------
+    tuple of Failure
+        The runs of this recipe that failed now.
 
     Raises
     ------
     UsageError
         An unknown task, a folder that belongs to another recipe or cannot be written, or a damaged result.
     """
+    if recipe.budget == "time" and (jobs > 1 or launcher == "ray"):
+        raise UsageError(
+            "a budget of time needs runs that have the machine to themselves: leave out --jobs and --launcher."
+        )
+    if logger is not None:
+        check_logger(logger)
+    if launcher == "local":
+        check_accelerator(recipe)
     data = data_sets.load(**recipe.data)
     _check_selection(recipe, data)
-    recipe = dataclasses.replace(recipe, tasks=_select_tasks(recipe, data))
-    with _writing_to(folder):
-        _claim_folder(folder, recipe)
+    tasks = _select_tasks(recipe, data)
+    sweep = static_weights(recipe.scalarization, len(tasks))
+    pace = [PACE] if recipe.budget == "time" else []
+    recipe = dataclasses.replace(recipe, tasks=tasks, strategies=(*pace, *recipe.strategies, *sweep))
     runs = plan_runs(recipe)
-    with ExperimentProgress(console, len(runs), recipe.epochs) as progress:
-        for run in runs:
-            path = run_folder(folder, run.row, run.seed)
-            if (path / RESULT_FILE).exists():
-                load_run(path)  # a damaged result is no result
-                progress.skip(run)
-                continue
-            progress.start(run)
-            try:
-                with _writing_to(path):
-                    path.mkdir(parents=True, exist_ok=True)
-                    record = execute_run(run, recipe, data, path, progress.epoch, progress.message)
-            except UsageError as error:
-                raise UsageError(f"{run.row}, seed {run.seed}: {error}") from error
-            progress.finish(run, record)
+    trials = plan_trials(recipe, runs, load_choices(folder))
+    with writing_to(folder):
+        _claim_folder(folder, recipe)
+    launch: Launcher
+    if launcher == "ray":
+        launch = on_ray
+    else:
+        launch = partial(in_processes, jobs) if jobs > 1 else partial(one_after_another, data)
+    setting = Setting(recipe, folder, logger)
+    failures: list[Failure] = []
+    with ExperimentProgress(console, len(trials) + len(runs), recipe.epochs) as progress:
+
+        def report(event: Event) -> None:
+            progress.show(event)
+            if isinstance(event, Failed) and event.run.trial is None:
+                failures.append(event.failure)
+
+        if left := _unfinished(trials, folder, progress):
+            launch(left, setting, report)
+        if recipe.trials:
+            chosen = choose(folder, trials, data.tasks)
+            for run in [run for run in runs if run.row not in chosen]:
+                report(failed(run, setting, why_no_choice(folder, trials, run.row)))
+            runs = [apply_choice(run, chosen[run.row]) for run in runs if run.row in chosen]
+        if left := _unfinished(runs, folder, progress):
+            launch(left, setting, report)
+    return tuple(failures)
+
+
+def _unfinished(runs: Sequence[Run], folder: Path, progress: ExperimentProgress) -> list[Run]:
+    left = []
+    for run in runs:
+        if (run.folder(folder) / RESULT_FILE).exists():
+            load_run(run.folder(folder))  # a damaged result is no result
+            progress.skip(run)
+        else:
+            left.append(run)
+    return left
 
 
 def _check_selection(recipe: Recipe, data: MultiTaskData) -> None:
@@ -102,6 +166,7 @@ def _claim_folder(folder: Path, recipe: Recipe) -> None:
         recipe = dataclasses.replace(
             recipe,
             strategies=(*before.strategies, *recipe.strategies),
+            scalarization=max(before.scalarization, recipe.scalarization),
             seeds=max(before.seeds, recipe.seeds),
         )
     elif folder.is_dir() and any(folder.iterdir()):
@@ -134,14 +199,3 @@ def _flat_differences(
             yield from _flat_differences(old, new, f"{prefix}{key}.")
         elif old != new:
             yield f"{prefix}{key}", old, new
-
-
-@contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that refuses files into an error that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to {error.filename or folder}: {error.strerror or error}; choose another --out."
-        ) from error

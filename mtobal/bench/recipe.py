@@ -7,7 +7,7 @@ import importlib.resources
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -15,8 +15,22 @@ from mtobal import data, models, strategies
 from mtobal.errors import UsageError, unknown_name
 from mtobal.options import resolve_options
 
+BUDGETS = ("epochs", "time")
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 POSITIVE = ("batch_size", "learning_rate", "decay_factor", "epochs", "evaluation_batch_size", "seeds", "threads")
+NOT_NEGATIVE = (
+    "weight_decay",
+    "decay_epochs",
+    "decay_patience",
+    "average_last",
+    "scalarization",
+    "conflict_every",
+    "trials",
+    "workers",
+)
+LONGEST_SWEEP = 1000
+TRIALS = 8
+"""Of every row, where something is tuned and no number given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +53,14 @@ class Recipe:
         After every so many epochs the learning rate is multiplied by `decay_factor`; 0 for never.
     decay_factor : float
         What it is multiplied by.
+    decay_patience : int
+        The learning rate is multiplied by `decay_factor` whenever the mean validation loss of the tasks has not
+        fallen for more than so many epochs, down to a hundredth; 0 for never.
     epochs : int
         Passes through the training split.
+    budget : {"epochs", "time"}
+        Whether all rows train so many epochs, or as many seconds as `ew` takes for them with the same seed.
+        Baselines of single tasks have the epochs in any case.
     average_last : int
         Report the mean over so many last epochs on a test split that is the validation split too, as the tables of
         NYUv2 do; 0 reports the epoch that is best on a validation split of its own.
@@ -50,8 +70,17 @@ class Recipe:
         Evaluate in the convention of older papers, which average some metrics batch by batch.
     strategies : tuple of str
         Specs such as ``uw+pcgrad``, one row of the report each.
+    scalarization : int
+        So many rows of random static weights beside them, and `ew`.
+    conflict_every : int
+        Observe the conflict of gradients by layers every so many steps, under any strategy; 0 for never. An
+        observation costs one backward pass a task, twice that where the strategy looks at no gradients itself.
     seeds : int
         How many seeds to train each row with: 0, 1, 2, ...
+    tune : tuple of str
+        Options to tune, such as ``cagrad.c=0.2:0.8`` or ``stch.mu=0.1,1``.
+    trials : int
+        How many settings to try of every row before it is trained with the seeds; 0 tunes nothing.
     accelerator : str
         Where to train: auto, cpu, cuda or mps.
     threads : int
@@ -70,12 +99,18 @@ class Recipe:
     weight_decay: float = 0.0
     decay_epochs: int = 0
     decay_factor: float = 0.5
+    decay_patience: int = 0
     epochs: int
+    budget: Literal["epochs", "time"] = "epochs"
     average_last: int = 0
     evaluation_batch_size: int = 1024
     batch_metrics: bool = False
     strategies: tuple[str, ...]
+    scalarization: int = 0
+    conflict_every: int = 0
     seeds: int
+    tune: tuple[str, ...] = ()
+    trials: int = 0
     accelerator: str = "auto"
     threads: int = 1
     workers: int = 0
@@ -84,11 +119,21 @@ class Recipe:
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise UsageError(f"recipe: {name} should be greater than zero, not {getattr(self, name)}.")
-        for name in ("weight_decay", "decay_epochs", "average_last", "workers"):
+        for name in NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise UsageError(f"recipe: {name} should be zero or more, not {getattr(self, name)}.")
+        if self.scalarization > LONGEST_SWEEP:
+            raise UsageError(f"recipe: scalarization should be at most {LONGEST_SWEEP}, not {self.scalarization}.")
         if self.accelerator not in ACCELERATORS:
             raise unknown_name("accelerator", self.accelerator, ACCELERATORS)
+        if self.budget not in BUDGETS:
+            raise unknown_name("budget", self.budget, BUDGETS)
+        if self.tune and not self.trials:
+            object.__setattr__(self, "trials", TRIALS)
+        if self.trials and self.average_last:
+            raise UsageError("recipe: tuning needs a validation split of its own; set average_last to 0.")
+        if self.trials and self.budget == "time":
+            raise UsageError("recipe: tuning works with a budget of epochs; set budget to epochs, or trials to 0.")
         if not self.strategies:
             raise UsageError("recipe: strategies should name at least one, such as ew.")
         # One strategy has one spelling, so that it has one row.

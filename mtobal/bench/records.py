@@ -3,9 +3,14 @@
 An experiment is a folder::
 
     recipe.yaml                     the resolved recipe
+    logs/                           what a logger was asked to write
+    tuning/<row>/trial-<n>/         like the folder of a run: the trials, where settings were tuned
     <row>/seed-<n>/config.yaml      the run's full resolved configuration
     <row>/seed-<n>/history.csv      one line an epoch, for spreadsheets
     <row>/seed-<n>/result.json      the `RunRecord`; it exists once the run has finished
+    <row>/seed-<n>/predictions.npz  of the first test images, where the tasks are dense (see `predictions`)
+    <row>/seed-<n>/last.ckpt        of a run that has not finished: from where it resumes
+    <row>/seed-<n>/failure.json     the `Failure` of a run that failed; the next call tries again
 
 ``result.json`` is standard JSON: a number that is not finite is written as ``null`` and read back as NaN.
 """
@@ -14,23 +19,32 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
+from mtobal.bench.agreement import check_agreement
+from mtobal.bench.decode import Mismatch, decode, shown
 from mtobal.errors import UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RESULT_FILE = "result.json"
 HISTORY_FILE = "history.csv"
+FAILURE_FILE = "failure.json"
 RECIPE_FILE = "recipe.yaml"
+LOG_FOLDER = "logs"
+TUNING_FOLDER = "tuning"
+LONGEST_NAME = 200
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,13 @@ class MetricInfo:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch. Losses and weights are by task, metrics by name; `weights` are means over the epoch's steps."""
+    """One epoch. Losses and weights are by task, metrics by name; `weights` are means over the epoch's steps.
+
+    `conflict` is the share of the pairs of tasks whose gradients point against each other, a mean over the
+    epoch's steps. Under ``all`` it is that of all shared parameters together, known without further cost where the
+    strategy looks at gradients. With the recipe's `conflict_every`, every so many steps are observed under any
+    strategy, and the other keys are layers, such as ``encoder.layers``. What was not observed is not there.
+    """
 
     epoch: int
     train_losses: dict[str, float]
@@ -52,6 +72,7 @@ class EpochRecord:
     validation_metrics: dict[str, float]
     weights: dict[str, float]
     seconds: float
+    conflict: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,14 @@ class RunRecord:
 
     `row` names the row (``uw+pcgrad``, ``single(left)``), `kind` says whether all tasks were trained together
     or one alone. `test_metrics` are those of `selected_epoch`, chosen by the rule that `selection` states in a
-    sentence. `seconds_per_step` is the median training step.
+    sentence. `seconds_per_step` is the median training step, and `training_seconds` the sum of all of them;
+    evaluations are in neither.
+
+    `peak_memory_bytes` is the most that tensors took on the CUDA device during training steps. It is None on other
+    devices: what a process holds of a CPU's memory depends on what it has done before.
+
+    `budget_seconds` is set in a run that was given a training time in place of a number of epochs. Its last epoch
+    may have been cut short; `steps` counts all steps.
     """
 
     row: str
@@ -79,42 +107,80 @@ class RunRecord:
     versions: dict[str, str]
     hardware: dict[str, str]
     config: dict[str, Any]
+    peak_memory_bytes: int | None = None
+    training_seconds: float | None = None
+    budget_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that came to no result: why, in one line, and the traceback, empty where its process was killed."""
+
+    row: str
+    seed: int
+    reason: str
+    traceback: str
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The finished runs of a folder in the order of its recipe, and the names of those that have not finished."""
+    """The finished runs of a folder in the order of its recipe.
+
+    `unfinished` names those that were stopped on their way, and `failures` says what became of those that failed.
+    """
 
     folder: Path
     title: str
     recipe: dict[str, Any]
     runs: tuple[RunRecord, ...]
     unfinished: tuple[str, ...]
+    failures: tuple[Failure, ...] = ()
 
 
 def run_folder(experiment: Path, row: str, seed: int) -> Path:
     """Folder of one run; characters of the row's name that file systems refuse are percent-encoded.
+
+    Of a name too long for a file system, such as that of forty weights, the beginning and a digest remain.
 
     Examples
     --------
     >>> run_folder(Path("runs/digits"), "uw+cagrad(c=0.4)", 0).as_posix()
     'runs/digits/uw+cagrad(c=0.4)/seed-0'
     """
-    return experiment / quote(row, safe="+(),= ") / f"seed-{seed}"
+    name = quote(row, safe="+(),= ")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}~{hashlib.sha256(row.encode()).hexdigest()[:8]}"
+    return experiment / name / f"seed-{seed}"
 
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either its old content or all of the new, whatever happens meanwhile."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Do the same with bytes."""
     # Not tempfile: its files are readable by their owner only, and a results folder is shared with colleagues.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that refuses files into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {error.filename or folder}: {error.strerror or error}; choose another --out."
+        ) from error
 
 
 def write_json_atomic(path: Path, obj: Any) -> None:
@@ -145,23 +211,29 @@ def save_run(folder: Path, run: RunRecord) -> None:
 
 def save_history(folder: Path, epochs: tuple[EpochRecord, ...]) -> None:
     """Write ``history.csv``: one line an epoch, one column a quantity (``train_loss/left``, ``weight/left``)."""
-    lines = [
-        {
-            "epoch": record.epoch,
-            **{f"train_loss/{task}": value for task, value in record.train_losses.items()},
-            **{f"validation_loss/{task}": value for task, value in record.validation_losses.items()},
-            **{f"validation/{name}": value for name, value in record.validation_metrics.items()},
-            **{f"weight/{task}": value for task, value in record.weights.items()},
-            "seconds": record.seconds,
-        }
-        for record in epochs
-    ]
-    columns = list(dict.fromkeys(column for line in lines for column in line)) or ["epoch"]
+    lines = [{"epoch": record.epoch, **columns(record), "seconds": record.seconds} for record in epochs]
+    names = list(dict.fromkeys(name for line in lines for name in line)) or ["epoch"]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     write_text_atomic(folder / HISTORY_FILE, buffer.getvalue())
+
+
+def columns(record: EpochRecord) -> dict[str, float]:
+    """Return all numbers of an epoch by name, as ``history.csv`` and loggers have them."""
+    return {
+        **{f"train_loss/{task}": value for task, value in record.train_losses.items()},
+        **{f"validation_loss/{task}": value for task, value in record.validation_losses.items()},
+        **{f"validation/{name}": value for name, value in record.validation_metrics.items()},
+        **{f"weight/{task}": value for task, value in record.weights.items()},
+        **{f"conflict/{layer}": value for layer, value in record.conflict.items()},
+    }
+
+
+def save_failure(folder: Path, failure: Failure) -> None:
+    """Write ``failure.json`` into the run's folder."""
+    write_json_atomic(folder / FAILURE_FILE, {"schema": SCHEMA_VERSION, **dataclasses.asdict(failure)})
 
 
 def load_run(folder: Path) -> RunRecord:
@@ -171,24 +243,33 @@ def load_run(folder: Path) -> RunRecord:
         raise UsageError(
             f"{path}: expected the result of a finished run, but the file is missing; run it (again)."
         )
+    return _load(path, RunRecord)
+
+
+def load_failure(folder: Path) -> Failure:
+    """Read why a run failed."""
+    return _load(folder / FAILURE_FILE, Failure)
+
+
+def _load(path: Path, kind: type[Loaded]) -> Loaded:
     advice = "delete the file and run the experiment again"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also a UnicodeDecodeError
         raise UsageError(f"{path}: expected JSON, but it cannot be read ({error}); {advice}.") from error
     if not isinstance(data, dict):
-        raise UsageError(f"{path}: expected a JSON object, got {_shown(data)}; {advice}.")
+        raise UsageError(f"{path}: expected a JSON object, got {shown(data)}; {advice}.")
     version = data.pop("schema", None)
     if version != SCHEMA_VERSION:
         raise UsageError(
-            f"{path}: expected result schema {SCHEMA_VERSION}, got {_shown(version)}; "
+            f"{path}: expected result schema {SCHEMA_VERSION}, got {shown(version)}; "
             f"read it with the mtobal that wrote it, or {advice}."
         )
     try:
-        run: RunRecord = _decode(RunRecord, data, "")
-    except _Mismatch as error:
+        loaded: Loaded = decode(kind, data, "")
+    except Mismatch as error:
         raise UsageError(f"{path}: {error}; {advice}.") from error
-    return run
+    return loaded
 
 
 def load_experiment(folder: Path) -> Experiment:
@@ -199,17 +280,21 @@ def load_experiment(folder: Path) -> Experiment:
     recipe = _load_recipe(folder / RECIPE_FILE)
     runs: list[RunRecord] = []
     unfinished: list[str] = []
+    failures: list[Failure] = []
     for run_path in sorted(path for path in folder.glob("*/seed-*") if path.is_dir()):
         if (run_path / RESULT_FILE).exists():
             runs.append(load_run(run_path))
+        elif (run_path / FAILURE_FILE).exists():
+            failures.append(load_failure(run_path))
         else:
             unfinished.append(run_path.relative_to(folder).as_posix())
     if not runs:
-        found = f"only unfinished ones ({', '.join(unfinished)})" if unfinished else "none"
+        others = [*unfinished, *(f"{failure.row}, seed {failure.seed}: {failure.reason}" for failure in failures)]
+        found = f"only unfinished ones ({'; '.join(others)})" if others else "none"
         raise UsageError(
             f"{folder}: expected finished runs (<row>/seed-<n>/{RESULT_FILE}), found {found}; run it first."
         )
-    _check_agreement(folder, runs)
+    check_agreement(folder, runs)
 
     strategies = [str(strategy) for strategy in recipe.get("strategies") or ()]
     tasks = next((run.tasks for run in runs if run.kind == "multi"), ())
@@ -229,6 +314,7 @@ def load_experiment(folder: Path) -> Experiment:
         recipe=recipe,
         runs=tuple(sorted(runs, key=position)),
         unfinished=tuple(unfinished),
+        failures=tuple(failures),
     )
 
 
@@ -243,100 +329,5 @@ def _load_recipe(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path}: expected YAML, but it cannot be read ({reason}); mend the file.") from error
     if not isinstance(recipe, dict):
-        raise UsageError(f"{path}: expected a YAML mapping, got {_shown(recipe)}; mend the file.")
+        raise UsageError(f"{path}: expected a YAML mapping, got {shown(recipe)}; mend the file.")
     return recipe
-
-
-def _check_agreement(folder: Path, runs: list[RunRecord]) -> None:
-    """Refuse runs that cannot stand in one table: a run that is there twice, or other tasks or metrics."""
-    seen: set[tuple[str, int]] = set()
-    infos: dict[str, MetricInfo] = {}
-    first_multi: RunRecord | None = None
-    for run in runs:
-        where = f"{folder}: run {run.row!r} with seed {run.seed}"
-        if (run.row, run.seed) in seen:
-            raise UsageError(f"{where} is there twice; delete one of its folders.")
-        seen.add((run.row, run.seed))
-        names = {info.name for info in run.metric_infos}
-        if set(run.test_metrics) != names:
-            raise UsageError(
-                f"{where} should report {sorted(names)} but has {sorted(run.test_metrics)}; run it again."
-            )
-        if run.kind == "single" and len(run.tasks) != 1:
-            raise UsageError(f"{where} should be a baseline of one task but has {list(run.tasks)}; run it again.")
-        for info in run.metric_infos:
-            if infos.setdefault(info.name, info) != info:
-                raise UsageError(
-                    f"{where} describes the metric {info.name!r} otherwise than another run; "
-                    "put them in separate folders."
-                )
-        if run.kind == "multi":
-            first_multi = first_multi or run
-            if run.tasks != first_multi.tasks or run.metric_infos != first_multi.metric_infos:
-                raise UsageError(
-                    f"{where} has other tasks or metrics than run {first_multi.row!r} "
-                    f"with seed {first_multi.seed}; "
-                    "put them in separate folders."
-                )
-
-
-class _Mismatch(Exception):
-    """A value that is not of the declared type; the text says where."""
-
-
-@cache
-def _fields(cls: type[Any]) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
-def _decode(expected: Any, value: Any, where: str) -> Any:
-    """Turn parsed JSON into the type `expected`: dataclasses, tuples, string-keyed dicts, scalars; null is NaN."""
-    if expected is Any:
-        return value
-    if dataclasses.is_dataclass(expected):
-        return _decode_dataclass(expected, value, where)
-    origin, args = get_origin(expected), get_args(expected)
-    if origin is tuple:
-        items = _expect(value, list, "a list", where)
-        return tuple(_decode(args[0], item, f"{where}[{index}]") for index, item in enumerate(items))
-    if origin is dict:
-        mapping = _expect(value, dict, "an object", where)
-        return {key: _decode(args[1], item, f"{where}[{key!r}]") for key, item in mapping.items()}
-    if origin is Literal:
-        if value not in args:
-            raise _Mismatch(f"{where}: expected one of {', '.join(map(repr, args))}, got {_shown(value)}")
-        return value
-    if expected is float:
-        if value is None:
-            return math.nan
-        return float(_expect(value, (int, float), "a number", where))
-    return _expect(
-        value,
-        expected,
-        {str: "a text", int: "an integer", bool: "true or false"}[expected],
-        where,
-    )
-
-
-def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
-    mapping = _expect(value, dict, "an object", where or "the record")
-    fields = _fields(cls)
-    place = f"{where}: " if where else ""
-    if missing := fields.keys() - mapping.keys():
-        raise _Mismatch(f"{place}expected the fields {', '.join(sorted(missing))}, which are missing")
-    if unknown := mapping.keys() - fields.keys():
-        raise _Mismatch(f"{place}unknown fields {', '.join(sorted(unknown))}")
-    prefix = f"{where}." if where else ""
-    return cls(**{name: _decode(kind, mapping[name], prefix + name) for name, kind in fields.items()})
-
-
-def _expect(value: Any, kind: type[Any] | tuple[type[Any], ...], description: str, where: str) -> Any:
-    # bool is a subclass of int, but true is no epoch number.
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise _Mismatch(f"{where}: expected {description}, got {_shown(value)}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

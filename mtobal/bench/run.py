@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import platform
-import signal
 import statistics
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,17 +12,19 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
 
 from mtobal import models
-from mtobal.bench.checkpoint import WholeCheckpoints, is_whole
+from mtobal.bench.checkpoint import is_whole
 from mtobal.bench.module import MultiTaskModule
 from mtobal.bench.plan import Run
+from mtobal.bench.predictions import predict, save_predictions
 from mtobal.bench.recipe import Recipe
-from mtobal.bench.recorder import SELECTION, Recorder, averaging
+from mtobal.bench.recorder import SELECTION, LayerConflict, Recorder, WholeConflict, averaging
 from mtobal.bench.records import EpochRecord, RunRecord, save_run, write_text_atomic
-from mtobal.callbacks import MultiTaskBalancer
-from mtobal.data import MultiTaskData, evaluation_loader, training_loader
+from mtobal.bench.trainer import SeedEpochs, fit, hardware, make_trainer, quiet_lightning, torch_settings
+from mtobal.callbacks import ConflictMonitor, MultiTaskBalancer
+from mtobal.data import MultiTaskData, evaluation_loader
 from mtobal.data.seeding import derive_seed
 from mtobal.errors import UsageError
 from mtobal.strategies import Strategy, available, build
@@ -37,20 +34,6 @@ CHECKPOINT_FILE = "last.ckpt"
 CONFIG_FILE = "config.yaml"
 
 
-class SeedEpochs(pl.Callback):
-    """Seed torch's global generator at the start of every epoch from the run's seed and the epoch alone."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        # Lightning leaves on_train_epoch_start out for the epoch after a resumption.
-        if batch_idx == 0:
-            torch.manual_seed(derive_seed("epoch", self.seed, trainer.current_epoch))
-
-
 def execute_run(
     run: Run,
     recipe: Recipe,
@@ -58,6 +41,9 @@ def execute_run(
     folder: Path,
     on_epoch: Callable[[EpochRecord], None],
     on_message: Callable[[str], None],
+    *,
+    pace: RunRecord | None = None,
+    logger: Logger | None = None,
 ) -> RunRecord:
     """Train a run to its end, from its last checkpoint if there is one, and save its record.
 
@@ -75,9 +61,15 @@ def execute_run(
         Called with the record of every epoch that is trained now.
     on_message : callable
         Called with a line that the user should see.
+    pace : RunRecord, optional
+        Train as many seconds as this run has taken, in place of the recipe's epochs.
+    logger : Logger, optional
+        Where the numbers of every epoch go too.
 
     Raises
     ------
+    UsageError
+        Wrong use by the recipe, or a pace that was measured on another machine.
     KeyboardInterrupt
         The user stopped the run; the next call resumes it.
     """
@@ -89,23 +81,38 @@ def execute_run(
     module = MultiTaskModule(
         model,
         tasks,
-        recipe.learning_rate,
+        recipe.learning_rate if run.learning_rate is None else run.learning_rate,
         weight_decay=recipe.weight_decay,
         decay_epochs=recipe.decay_epochs,
         decay_factor=recipe.decay_factor,
+        decay_patience=recipe.decay_patience,
         batch_metrics=recipe.batch_metrics,
     )
 
     balancer = _balancer(run) if run.kind == "multi" else None
     checkpoint = folder / CHECKPOINT_FILE
-    recorder = Recorder(checkpoint, balancer, on_epoch)
+    monitors = _monitors(balancer, recipe.conflict_every)
+    budget = None if pace is None else pace.training_seconds
+    recorder = Recorder(checkpoint, balancer, monitors, on_epoch, budget)
     resumes = checkpoint.exists()
     if resumes and not is_whole(checkpoint):
         on_message(f"{checkpoint} is damaged: {run.row}, seed {run.seed} starts anew.")
         resumes = False
-    with _quiet_lightning(), _torch_settings(recipe.threads):
-        trainer = _trainer(recipe, [SeedEpochs(run.seed), *([balancer] if balancer else []), recorder])
-        _fit(trainer, module, recorder, recipe, data, run.seed, checkpoint if resumes else None)
+    with quiet_lightning(), torch_settings(recipe.threads):
+        callbacks: list[pl.Callback] = [
+            SeedEpochs(run.seed),
+            *([balancer] if balancer else []),
+            *monitors,
+            recorder,
+        ]
+        trainer = make_trainer(recipe, callbacks, logger, timed=budget is not None)
+        machine = hardware(trainer.strategy.root_device)
+        if pace is not None and pace.hardware != machine:
+            raise UsageError(
+                f"expected the machine on which {pace.row}, seed {pace.seed} was timed ({pace.hardware}), not "
+                f"{machine}: delete that run and train it again here."
+            )
+        fit(trainer, module, recorder, recipe, data, run.seed, checkpoint if resumes else None)
         assert recorder.best_epoch is not None
         if recipe.average_last:
             last = recorder.epochs[-recipe.average_last :]
@@ -114,10 +121,10 @@ def execute_run(
         else:
             selected_epoch, selection = recorder.best_epoch, SELECTION
             module.model.load_state_dict(recorder.best_weights)
-            trainer.test(
-                module, evaluation_loader(data.test, recipe.evaluation_batch_size, recipe.workers), verbose=False
-            )
-            _, test_metrics = module.evaluation()
+            test_metrics = {} if run.trial is not None else _test(trainer, module, recipe, data)
+        predictions = None if run.trial is not None else predict(module, data.test)
+    if predictions is not None:
+        save_predictions(folder, predictions)
     record = RunRecord(
         row=run.row,
         kind=run.kind,
@@ -133,13 +140,16 @@ def execute_run(
         steps=len(recorder.step_seconds),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         versions=config["versions"],
-        hardware={
-            "device": _device_name(trainer.strategy.root_device),
-            "machine": f"{platform.system()} {platform.machine()}",
-            "cores": str(os.cpu_count()),
-        },
+        hardware=machine,
         config=config,
+        peak_memory_bytes=recorder.peak_memory_bytes,
+        training_seconds=recorder.training_seconds,
+        budget_seconds=budget,
     )
+    if logger is not None:
+        logger.log_hyperparams(config)
+        logger.log_metrics({f"test/{name}": value for name, value in test_metrics.items()})
+        logger.finalize("success")
     save_run(folder, record)
     checkpoint.unlink(missing_ok=True)
     return record
@@ -153,12 +163,19 @@ def resolved_config(run: Run, recipe: Recipe) -> dict[str, Any]:
         "strategies": {
             name: {**cards[name].options, **given} for name, given in (parse(run.strategy) if run.strategy else [])
         },
+        "tuned": None if run.learning_rate is None else {"learning_rate": run.learning_rate, "spec": run.strategy},
         "recipe": recipe.as_mapping(),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in ("torch", "lightning", "torchmetrics", "numpy", "mtobal")},
         },
     }
+
+
+def _test(trainer: pl.Trainer, module: MultiTaskModule, recipe: Recipe, data: MultiTaskData) -> dict[str, float]:
+    loader = evaluation_loader(data.test, recipe.evaluation_batch_size, recipe.workers)
+    trainer.test(module, loader, verbose=False)
+    return module.evaluation()[1]
 
 
 def _average(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -175,92 +192,8 @@ def _balancer(run: Run) -> MultiTaskBalancer:
     return MultiTaskBalancer(strategy, log=False)
 
 
-def _trainer(recipe: Recipe, callbacks: list[pl.Callback]) -> pl.Trainer:
-    try:
-        return pl.Trainer(
-            accelerator=recipe.accelerator,
-            devices=1,
-            max_epochs=recipe.epochs,
-            callbacks=callbacks,
-            plugins=[WholeCheckpoints()],
-            deterministic="warn",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-    except MisconfigurationException as error:
-        raise UsageError(f"accelerator {recipe.accelerator!r} cannot be used here: {error}") from error
-
-
-def _fit(
-    trainer: pl.Trainer,
-    module: MultiTaskModule,
-    recorder: Recorder,
-    recipe: Recipe,
-    data: MultiTaskData,
-    seed: int,
-    checkpoint: Path | None,
-) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(
-            module,
-            training_loader(data.train, recipe.batch_size, seed, recipe.workers),
-            evaluation_loader(data.validation, recipe.evaluation_batch_size, recipe.workers),
-            ckpt_path=checkpoint,
-        )
-    except SystemExit:  # what Lightning makes of a KeyboardInterrupt, ignoring the signal from then on
-        signal.signal(signal.SIGINT, handler)
-        if not recorder.interrupted:
-            raise
-    if recorder.interrupted:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advice to itself: its user wrote neither this module nor these loaders."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\.")
-        # The order of its sums would matter only if the windows that it undoes overlapped; SegNet's do not.
-        warnings.filterwarnings("ignore", message="max_unpooling2d_forward_out")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-@contextmanager
-def _torch_settings(threads: int) -> Iterator[None]:
-    """Set the number of threads; put it and what Lightning sets for determinism back afterwards."""
-    before = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return _processor_name()
-    return str(device)
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not a Linux
-        return platform.processor() or "cpu"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
+def _monitors(balancer: MultiTaskBalancer | None, every: int) -> list[ConflictMonitor]:
+    if balancer is None or not every:
+        return []
+    looks_itself = balancer.strategy.aggregation is not None
+    return [*([] if looks_itself else [WholeConflict(every)]), LayerConflict(every)]

@@ -7,8 +7,9 @@ from typing import Any
 
 from mtobal.bench.records import finite_or_null
 from mtobal.report.colours import row_colours
-from mtobal.report.curves import curves, losses, shortened, validation_metric, weights
-from mtobal.report.front import coverages, main_metrics, static_rows
+from mtobal.report.curves import conflict, curves, losses, shortened, validation_metric, weights
+from mtobal.report.front import coverages, main_metrics
+from mtobal.report.static import static_rows
 from mtobal.report.table import Statistic, Summary, SummaryRow, verdict_text
 
 
@@ -17,7 +18,8 @@ def chart_data(summary: Summary) -> dict[str, Any]:
     colours = row_colours(summary)
     tasks = list(dict.fromkeys(column.group for column in summary.columns if column.group))
     rows = summary.all_rows
-    static = {row.name for row in static_rows(summary)}
+    static = {row.name for row in static_rows(summary.rows)}
+    layers = list(dict.fromkeys(layer for row in rows for layer in row.conflict))
     by_weight = [{"task": task, "lines": curves(rows, task, weights)} for task in tasks]
     data = {
         "rows": [
@@ -26,6 +28,7 @@ def chart_data(summary: Summary) -> dict[str, Any]:
                 "colour": colours[row.name],
                 "baseline": row.kind == "baseline",
                 "static": row.name in static,
+                "folded": row.name in summary.folded,
             }
             for row in rows
         ],
@@ -40,16 +43,28 @@ def chart_data(summary: Summary) -> dict[str, Any]:
             if column.group
         ],
         "weights": [chart for chart in by_weight if chart["lines"]],
+        "conflict": [
+            {
+                "layer": layer,
+                "lines": curves(rows, layer, conflict),
+                "means": [shortened(row.conflict[layer].mean) if layer in row.conflict else None for row in rows],
+            }
+            for layer in layers
+        ],
         "cost": [
             {
                 "row": index,
-                "ratio": row.mean("cost_ratio"),
                 "delta": row.mean("delta_m"),
-                **_range(row.cells["delta_m"]),
+                "range": _range(row.cells["delta_m"]),
+                "time": _cost(row.seconds_per_step, 1000),
+                "memory": _cost(row.peak_memory, 1),
             }
             for index, row in enumerate(rows)
-            if {"cost_ratio", "delta_m"} <= row.cells.keys()
+            if "delta_m" in row.cells
         ],
+        "best_static": next(
+            (i for i, row in enumerate(rows) if summary.best_static and row.runs == summary.best_static.runs), None
+        ),
         "trade": _trade(summary),
         "ranks": _ranks(summary),
         "pairs": _pairs(summary),
@@ -65,6 +80,13 @@ def _range(cell: Statistic) -> dict[str, float | None]:
     if cell.spread is None:
         return {"low": None, "high": None}
     return {"low": cell.mean - cell.spread, "high": cell.mean + cell.spread}
+
+
+def _cost(cell: Statistic | None, scale: float) -> dict[str, Any] | None:
+    if cell is None:
+        return None
+    ends = {end: None if value is None else shortened(scale * value) for end, value in _range(cell).items()}
+    return {"value": shortened(scale * cell.mean), **ends}
 
 
 def _trade(summary: Summary) -> dict[str, Any]:
@@ -88,6 +110,7 @@ def _trade(summary: Summary) -> dict[str, Any]:
                 "y": places[each.y],
                 "static": None if each.static is None else shortened(each.static),
                 "everything": shortened(each.everything),
+                "front": each.front,
             }
             for each in coverages(summary)
         ],

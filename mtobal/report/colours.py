@@ -18,12 +18,20 @@ PALETTE = (
     "#d6336c",
 )
 BASELINE_COLOUR = "#8a8f98"
+SWEEP_COLOUR = "#7f9a8e"
 
 
 def row_colours(summary: Summary) -> dict[str, str]:
-    """Give each row its colour, in the order of the recipe: the ranking does not change it."""
-    names = list(dict.fromkeys(run.row for run in summary.experiment.runs if run.kind == "multi"))
-    colours = {name: _colour(index) for index, name in enumerate(names)}
+    """Give each row its colour, in the order of the recipe: the ranking does not change it.
+
+    The rows of a large sweep share one.
+    """
+    names = dict.fromkeys(run.row for run in summary.experiment.runs if run.kind == "multi")
+    told_apart = [name for name in names if name not in summary.folded]
+    colours = {name: _colour(index) for index, name in enumerate(told_apart)}
+    colours |= dict.fromkeys(summary.folded, SWEEP_COLOUR)
+    if (best := summary.best_static) is not None:
+        colours[best.name] = colours[best.runs[0].row]
     return {BASELINE: BASELINE_COLOUR, **colours}
 
 

@@ -24,6 +24,8 @@ def console_table(experiment: Experiment) -> Table:
     summary = summary_table(experiment)
     columns = summary.columns
     remarks = [summary.headline, *summary.notes]
+    if summary.folded:
+        remarks.append(f"The {len(summary.folded)} rows of static weights are in the report.")
     if sum(bool(column.group) for column in columns) > MOST_METRICS:
         columns = tuple(column for column in columns if not column.group)
         remarks.append("The metrics of each task are in the report.")
@@ -49,8 +51,9 @@ def console_table(experiment: Experiment) -> Table:
             for column in columns
         ]
 
-    for row in summary.all_rows:
-        table.add_row(Text(row.name), Text(row.seed_count), *cells(row), end_section=row.kind == "baseline")
+    for row in summary.lines:
+        if row.name not in summary.folded:
+            table.add_row(Text(row.name), Text(row.seed_count), *cells(row), end_section=row.kind == "baseline")
     return table
 
 

@@ -1,12 +1,10 @@
-"""What changes over the epochs of a run, averaged over seeds: losses, validation metrics, task weights."""
+"""What changes over the epochs of a run, averaged over seeds: losses, metrics, task weights, conflict."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from mtobal.bench.records import EpochRecord, RunRecord
 from mtobal.report.table import SummaryRow
@@ -47,6 +45,11 @@ def weights(record: EpochRecord, task: str) -> Quantities:
     return {"applied": weight, "share": weight / total if total else math.nan}
 
 
+def conflict(record: EpochRecord, layer: str) -> Quantities:
+    """Return the share of the pairs of tasks whose gradients point against each other."""
+    return {"conflict": record.conflict[layer]} if layer in record.conflict else {}
+
+
 def _mean_line(runs: Sequence[RunRecord], key: str, read: Reader) -> dict[str, list[float]]:
     """Return each quantity by epoch, averaged over the seeds that have that epoch."""
     values: dict[int, dict[str, list[float]]] = {}
@@ -62,13 +65,14 @@ def _mean_line(runs: Sequence[RunRecord], key: str, read: Reader) -> dict[str, l
         "epochs": [float(epoch) for epoch in epochs],
         **{
             name: [
-                shortened(np.mean(values[epoch][name])) if name in values[epoch] else math.nan for epoch in epochs
+                shortened(sum(found) / len(found)) if (found := values[epoch].get(name)) else math.nan
+                for epoch in epochs
             ]
             for name in names
         },
     }
 
 
-def shortened(number: float | np.floating[Any]) -> float:
+def shortened(number: float) -> float:
     """Keep as many digits as a chart can show: they are most of what the page weighs."""
     return float(f"{number:.5g}")

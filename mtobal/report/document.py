@@ -10,6 +10,7 @@ from typing import Any
 from mtobal.bench.records import RunRecord, finite_or_null
 from mtobal.report.comparison import Comparison, Pair
 from mtobal.report.front import coverages
+from mtobal.report.runs import budget, epochs_trained, tuned_settings
 from mtobal.report.statistics import ALPHA, CONFIDENCE
 from mtobal.report.table import Statistic, Summary, SummaryRow
 
@@ -27,11 +28,16 @@ def document(summary: Summary) -> str:
         "confidence": CONFIDENCE,
         "alpha": ALPHA,
         "columns": [dataclasses.asdict(column) for column in summary.columns],
-        "rows": [_row(row) for row in summary.all_rows],
+        "rows": [{**_row(row), "epochs": epochs_trained(summary, row)} for row in summary.all_rows],
+        "best_static": summary.best_static.runs[0].row if summary.best_static else None,
+        "folded": sorted(summary.folded),
         "comparison": _comparison(summary.comparison),
         "coverages": [dataclasses.asdict(each) for each in coverages(summary)],
         "recipe": summary.experiment.recipe,
+        "budget": budget(summary),
+        "tuned": dict(tuned_settings(summary)),
         "unfinished": summary.experiment.unfinished,
+        "failures": [vars(failure) for failure in summary.experiment.failures],
         "runs": [_run(run) for run in summary.experiment.runs],
     }
     return json.dumps(finite_or_null(content), ensure_ascii=False, allow_nan=False, default=str) + "\n"
@@ -57,6 +63,8 @@ def _row(row: SummaryRow) -> dict[str, Any]:
         "steps": row.steps,
         "parameters": row.parameters,
         "training_seconds": row.training_seconds,
+        "peak_memory": None if row.peak_memory is None else _cell(row.peak_memory),
+        "conflict": {layer: _cell(cell) for layer, cell in row.conflict.items()},
     }
 
 

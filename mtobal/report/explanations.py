@@ -19,6 +19,28 @@ def explanations(summary: Summary) -> list[tuple[str, str]]:
             "rows alike.",
         )
     ]
+    if (best := summary.best_static) is not None:
+        rest = (
+            "The others of a sweep this large are its trials, and take no part in the tests: to pick the best of "
+            "them by test metrics would be tuning on the test split. "
+            if summary.folded
+            else ""
+        )
+        told.append(
+            (
+                "static weights",
+                f"{best.runs[0].row} is the best of the rows of fixed weights by the validation metrics of its "
+                f"selected epochs. {rest}What the table says of it are its test metrics.",
+            )
+        )
+    elif summary.folded:
+        told.append(
+            (
+                "static weights",
+                "There is no validation split, or no record of it, to choose the best of the sweep by, so it "
+                "takes no part in the tests.",
+            )
+        )
     if comparison.cannot_tell:
         told.append(("tests", comparison.cannot_tell))
     elif comparison.pairs:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from mtobal.metrics import hypervolume
-from mtobal.report.headline import is_static
-from mtobal.report.table import Column, Summary, SummaryRow
+from mtobal.report.static import static_rows
+from mtobal.report.table import Column, Summary
 
 MARGIN = 0.1
 
@@ -21,13 +21,14 @@ class Coverage:
 
     Hypervolume, that is, in units of the box. The box reaches a tenth of the range beyond the worst values, so
     that the rows at its ends count. `static` is the share of the rows of fixed weights, None where there is none,
-    and `everything` that of all rows.
+    and `everything` that of all rows. `front` names the fixed weights that no other fixed weights dominate.
     """
 
     x: str
     y: str
     static: float | None
     everything: float
+    front: tuple[str, ...]
 
 
 def main_metrics(summary: Summary) -> list[Column]:
@@ -39,14 +40,9 @@ def main_metrics(summary: Summary) -> list[Column]:
     return list(first.values())
 
 
-def static_rows(summary: Summary) -> list[SummaryRow]:
-    """Return the rows of fixed weights."""
-    return [row for row in summary.rows if is_static(row.runs[0].strategy)]
-
-
 def coverages(summary: Summary) -> list[Coverage]:
     """Measure every pair of tasks in which the rows differ; rows that diverged are left out."""
-    static = {row.name for row in static_rows(summary)}
+    static = {row.name for row in static_rows(summary.rows)}
     found = []
     for x, y in combinations(main_metrics(summary), 2):
         points = {row.name: (row.mean(x.key), row.mean(y.key)) for row in summary.rows}
@@ -61,10 +57,22 @@ def coverages(summary: Summary) -> list[Coverage]:
         if not size.all():
             continue
         scaled = dict(zip(points, (((table - low) / size + MARGIN) / (1 + MARGIN)).tolist(), strict=True))
-        fixed = [point for name, point in scaled.items() if name in static]
+        fixed = {name: point for name, point in scaled.items() if name in static}
         everything = _volume(list(scaled.values()))
-        found.append(Coverage(x.key, y.key, _volume(fixed) if fixed else None, everything))
+        volume = _volume(list(fixed.values())) if fixed else None
+        found.append(Coverage(x.key, y.key, volume, everything, _front(fixed)))
     return found
+
+
+def _front(points: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+    """Name the points that no other dominates, where higher is better, from left to right."""
+    front: list[str] = []
+    highest = -np.inf
+    for name in sorted(points, key=lambda name: tuple(points[name]), reverse=True):
+        if points[name][1] > highest:
+            front.append(name)
+            highest = points[name][1]
+    return tuple(reversed(front))
 
 
 def _volume(points: Sequence[Sequence[float]]) -> float:

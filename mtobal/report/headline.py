@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from mtobal.bench.records import Experiment
 from mtobal.report.comparison import Comparison, Verdict
+from mtobal.report.static import static_rows
 from mtobal.report.table import REFERENCE, SummaryRow
 
 MOST_NAMES = 4
 
 
-def headline(rows: Sequence[SummaryRow], comparison: Comparison, no_delta: str) -> str:
+def headline(
+    rows: Sequence[SummaryRow], comparison: Comparison, no_delta: str, best_static: SummaryRow | None
+) -> str:
     """Say what the data show, and no more than that.
 
     Parameters
     ----------
     rows
-        The multi-task rows, best first.
+        The multi-task rows that compete, best first.
     comparison
         Their tests.
     no_delta
         Why there is no ``delta_m``; empty where there is one.
+    best_static
+        The fixed weights that are best on validation, if there are some to choose among.
     """
     if not rows:
         return "No multi-task row has finished yet."
@@ -45,19 +49,8 @@ def headline(rows: Sequence[SummaryRow], comparison: Comparison, no_delta: str) 
     if comparison.cannot_tell:
         sentences.append(comparison.cannot_tell)
     else:
-        sentences += [_against_others(best, rows, comparison), _static_weights(rows, comparison)]
+        sentences += [_against_others(best, rows, comparison), _static_weights(rows, comparison, best_static)]
     return " ".join(filter(None, sentences))
-
-
-def is_static(strategy: str) -> bool:
-    """Whether a strategy is fixed weights and nothing else: a point of the sweep that others have to beat.
-
-    Examples
-    --------
-    >>> [is_static(spec) for spec in ("ew", "static(weights=[1, 2])", "static(weights=[1, 2])+pcgrad", "uw")]
-    [True, True, False, False]
-    """
-    return bool(re.fullmatch(r"(ew|static)\s*(\([^()]*\))?", strategy.strip()))
 
 
 def percent(value: float) -> str:
@@ -119,22 +112,22 @@ def _reference(verdicts: dict[str, Verdict], rows: Sequence[SummaryRow]) -> str:
     return f"; {REFERENCE} ({delta}) is {place}"
 
 
-def _static_weights(rows: Sequence[SummaryRow], comparison: Comparison) -> str:
-    """Say how many strategies beat the best static weights, once there is more than equal weighting."""
-    static = [row for row in rows if is_static(row.runs[0].strategy)]
-    others = [row for row in rows if row not in static]
-    if len(static) < 2 or not others:
+def _static_weights(rows: Sequence[SummaryRow], comparison: Comparison, best: SummaryRow | None) -> str:
+    """Say how many strategies beat the static weights that validation chooses, once there is a choice."""
+    static = {row.name for row in static_rows(rows)}
+    others = [row for row in rows if row.name not in static]
+    if best is None or not others:
         return ""
-    best = static[0]
-    verdicts = [comparison.between(row.name, best.name) for row in others]
+    name = best.runs[0].row
+    verdicts = [comparison.between(row.name, name) for row in others]
     if all(verdict == "cannot tell" for verdict in verdicts):
         return ""
     better = verdicts.count("better")
     count = f"{better} of the {len(others)}" if better else f"None of the {len(others)}"
     verb = "is" if better < 2 else "are"
     return (
-        f"{count} other strategies {verb} shown to be better than the best of the {len(static)} static weights, "
-        f"{best.name} ({percent(best.mean('delta_m'))})."
+        f"{count} other strategies {verb} shown to be better than the {best.name}: "
+        f"{name} ({percent(best.mean('delta_m'))})."
     )
 
 
@@ -157,8 +150,14 @@ def notes(experiment: Experiment, rows: Sequence[SummaryRow], metrics: Sequence[
     told = []
     if experiment.unfinished:
         told.append(f"Not finished, and not in the table: {', '.join(experiment.unfinished)}.")
+    failed: dict[str, list[str]] = {}
+    for failure in experiment.failures:
+        failed.setdefault(failure.row, []).append(str(failure.seed))
+    if failed:
+        runs = [f"{row}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for row, seeds in failed.items()]
+        told.append(f"Failed, and not in the table: {'; '.join(runs)}.")
     planned = [str(strategy) for strategy in experiment.recipe.get("strategies") or ()]
-    if absent := [name for name in planned if name not in {row.name for row in rows}]:
+    if absent := [name for name in planned if name not in {row.name for row in rows} and name not in failed]:
         told.append(f"In the recipe, but without a finished run: {', '.join(absent)}.")
     if rows and all(row.name != REFERENCE for row in rows):
         told.append(f"There is no row {REFERENCE}, so the time of a step has nothing to be compared with.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import re
 
+from mtobal.report.cost import cost_table
 from mtobal.report.explanations import explanations
+from mtobal.report.runs import budget, failed, tuned_settings
 from mtobal.report.table import Column, Summary, SummaryRow, verdict_text
 
 
@@ -13,6 +15,7 @@ def markdown(summary: Summary) -> str:
     """Write the headline, the table and what its columns mean."""
     header = ["row", "seeds", *(_heading(column) for column in summary.columns)]
     header += [escape(heading) for heading, _ in summary.verdicts]
+    headings, costs = cost_table(summary)
     lines = [
         f"# {escape(summary.experiment.title)}",
         "",
@@ -20,7 +23,7 @@ def markdown(summary: Summary) -> str:
         "",
         line(header),
         line(["---", *["---:"] * (len(header) - 1)]),
-        *(line(_cells(summary, row)) for row in summary.all_rows),
+        *(line(_cells(summary, row)) for row in summary.lines),
         "",
         "Test metrics: mean ± sample standard deviation over seeds [95 % interval of the mean, from 3 seeds on]. "
         "Bold: best multi-task value of the column.",
@@ -29,6 +32,15 @@ def markdown(summary: Summary) -> str:
         *(f"- {title}: {escape(text)}" for title, text in explanations(summary)),
         *(f"- Selection: {escape(selection)}" for selection in summary.selections),
         *(f"- {escape(note)}" for note in summary.notes),
+        f"- Budget: {budget(summary)}",
+        *(f"- Tuned: {escape(row)}: {escape(setting)}" for row, setting in tuned_settings(summary)),
+        *(f"- Failed: {escape(each.name)}: {escape(each.reason)}" for each in failed(summary)),
+        "",
+        "## Cost",
+        "",
+        line(headings),
+        line(["---", *["---:"] * (len(headings) - 1)]),
+        *(line([escape(row.name), *cells]) for row, cells in costs),
     ]
     return "\n".join(lines) + "\n"
 

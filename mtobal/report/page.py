@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 from mtobal.report.charts import chart_data
 from mtobal.report.colours import row_colours
+from mtobal.report.cost import cost_table, milliseconds
 from mtobal.report.explanations import explanations
 from mtobal.report.front import main_metrics
+from mtobal.report.gallery import gallery
+from mtobal.report.runs import budget, failed, tuned_settings
 from mtobal.report.table import MISSING, Summary, verdict_text
 
 if TYPE_CHECKING:
@@ -45,6 +48,12 @@ def page(summary: Summary) -> str:
             missing=MISSING,
             metrics=main_metrics(summary),
             explanations=explanations(summary),
+            cost=cost_table(summary),
+            layers=list(dict.fromkeys(layer for row in summary.all_rows for layer in row.conflict)),
+            gallery=gallery(summary),
+            budget=budget(summary),
+            tuned=tuned_settings(summary),
+            failed=failed(summary),
         )
     )
 
@@ -59,7 +68,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(duration=_duration, milliseconds=_milliseconds, verdict=verdict_text)
+    environment.filters.update(milliseconds=milliseconds, verdict=verdict_text)
     return environment
 
 
@@ -70,21 +79,3 @@ def _merged(mappings: Iterable[Mapping[str, str]]) -> dict[str, str]:
         for key, value in mapping.items():
             merged.setdefault(key, {})[value] = None
     return {key: ", ".join(values) for key, values in merged.items()}
-
-
-def _duration(seconds: float) -> str:
-    """Write a duration for people.
-
-    Examples
-    --------
-    >>> [_duration(seconds) for seconds in (4.26, 75, 7322)]
-    ['4.3 s', '1 min 15 s', '2 h 2 min']
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.2f}" if seconds < 0.1 else f"{seconds * 1000:.0f}"

@@ -12,6 +12,8 @@ from mtobal.bench.records import Experiment, MetricInfo, RunRecord
 from mtobal.metrics import delta_m, delta_p, mean_rank
 from mtobal.report.comparison import Comparison, compare
 from mtobal.report.headline import headline, notes
+from mtobal.report.runs import conflicts
+from mtobal.report.static import best_static, folded_rows
 from mtobal.report.statistics import rank_intervals
 from mtobal.report.table import BASELINE, REFERENCE, Column, Statistic, Summary, SummaryRow
 
@@ -61,15 +63,21 @@ def summary_table(experiment: Experiment) -> Summary:
         baseline = _row(BASELINE, "baseline", singles, with_cost(baseline_cells, seconds), seconds)
 
     columns = _columns(infos, [*rows, *([baseline] if baseline else [])])
-    comparison = _compare(rows, experiment.runs, infos, no_delta)
+    # A sweep is the trials of one method: only the trial that validation chooses competes.
+    chosen = best_static(rows, singles, infos, experiment.recipe)
+    folded = folded_rows(rows)
+    competing = [row for row in rows if row.name not in folded or (chosen and row.runs == chosen.runs)]
+    comparison = _compare(competing, experiment.runs, infos, no_delta)
     return Summary(
         experiment=experiment,
         columns=columns,
         baseline=baseline,
         rows=tuple(rows),
         comparison=comparison,
-        headline=headline(rows, comparison, no_delta),
+        headline=headline(competing, comparison, no_delta, chosen),
         notes=tuple(notes(experiment, rows, [info.name for info in infos])),
+        best_static=chosen,
+        folded=folded,
     )
 
 
@@ -80,8 +88,12 @@ def _row(
     cells: Mapping[str, Statistic],
     seconds: Statistic | None,
 ) -> SummaryRow:
-    """Make a row; what is counted (steps, parameters, time) is summed over the row's networks."""
+    """Make a row; what is counted (steps, parameters, time) is summed over the row's networks.
+
+    They are trained one at a time, so that of their memory the largest counts.
+    """
     networks = _by_row(runs).values()
+    memory = [cell for network in networks if (cell := _peak_memory(network)) is not None]
     return SummaryRow(
         name=name,
         kind=kind,
@@ -90,10 +102,20 @@ def _row(
         seconds_per_step=seconds,
         steps=sum(network[0].steps for network in networks),
         parameters=sum(network[0].parameters for network in networks),
-        training_seconds=sum(
-            float(np.mean([sum(epoch.seconds for epoch in run.epochs) for run in network])) for network in networks
-        ),
+        training_seconds=sum(float(np.mean([_training_seconds(run) for run in network])) for network in networks),
+        peak_memory=max(memory, key=lambda cell: cell.mean) if memory and len(memory) == len(networks) else None,
+        conflict=conflicts(runs),
     )
+
+
+def _training_seconds(run: RunRecord) -> float:
+    """Return the time of all training steps; of a record without it, that of the epochs with their evaluations."""
+    return sum(epoch.seconds for epoch in run.epochs) if run.training_seconds is None else run.training_seconds
+
+
+def _peak_memory(runs: list[RunRecord]) -> Statistic | None:
+    bytes_ = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
+    return Statistic(tuple(each / 2**20 for each in bytes_)) if len(bytes_) == len(runs) else None
 
 
 def _by_row(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -172,7 +194,8 @@ def _compare(
         row.name: {run.seed: value for run, value in zip(row.runs, row.cells["delta_m"].values, strict=True)}
         for row in rows
     }
-    return compare("delta_m", scores, REFERENCE, BASELINE, delta_m_by_seed(runs))
+    gains = {row: by_seed for row, by_seed in delta_m_by_seed(runs).items() if row in scores}
+    return compare("delta_m", scores, REFERENCE, BASELINE, gains)
 
 
 def delta_m_by_seed(runs: Iterable[RunRecord]) -> dict[str, dict[int, float]]:

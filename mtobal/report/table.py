@@ -95,16 +95,22 @@ class Column:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """A line of the table; `cells` holds a `Statistic` by column key, no entry where there is no answer."""
+    """A line of the table; `cells` holds a `Statistic` by column key, no entry where there is no answer.
+
+    A row that was `chosen` repeats another one, the best of its kind. `peak_memory`, in MiB, is None unless every
+    run recorded it, and `conflict` is by layer.
+    """
 
     name: str
-    kind: Literal["multi", "baseline"]
+    kind: Literal["multi", "baseline", "chosen"]
     runs: tuple[RunRecord, ...]
     cells: Mapping[str, Statistic]
     seconds_per_step: Statistic | None
     steps: int
     parameters: int
     training_seconds: float
+    peak_memory: Statistic | None
+    conflict: Mapping[str, Statistic]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -123,7 +129,11 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table with what has to be said about it. `rows` are the multi-task rows, best ``delta_m`` first."""
+    """The table with what has to be said about it. `rows` are the multi-task rows, best ``delta_m`` first.
+
+    `best_static` repeats the row of fixed weights that is best on validation, and `folded` names the rows of a
+    large sweep of them, for which it stands.
+    """
 
     experiment: Experiment
     columns: tuple[Column, ...]
@@ -132,10 +142,22 @@ class Summary:
     comparison: Comparison
     headline: str
     notes: tuple[str, ...]
+    best_static: SummaryRow | None = None
+    folded: frozenset[str] = frozenset()
 
     @property
     def all_rows(self) -> tuple[SummaryRow, ...]:
         return ((self.baseline,) if self.baseline else ()) + self.rows
+
+    @cached_property
+    def lines(self) -> tuple[SummaryRow, ...]:
+        """All rows as the table lists them: the best fixed weights have a line of their own above their row."""
+        lines: list[SummaryRow] = []
+        for row in self.all_rows:
+            if self.best_static and row.runs == self.best_static.runs:
+                lines.append(self.best_static)
+            lines.append(row)
+        return tuple(lines)
 
     @property
     def selections(self) -> tuple[str, ...]:
@@ -144,7 +166,7 @@ class Summary:
 
     def is_best(self, row: SummaryRow, column: Column) -> bool:
         """Whether no other multi-task row has a better mean, as far as it is written."""
-        if row.kind != "multi" or len(self.rows) < 2:
+        if row.kind == "baseline" or len(self.rows) < 2:
             return False
         return round(row.mean(column.key), column.decimals) == self._best[column.key]
 
@@ -159,12 +181,14 @@ class Summary:
 
     @cached_property
     def verdicts(self) -> tuple[tuple[str, Mapping[str, Pair]], ...]:
-        """The families of tests that have a column of their own: their heading, and the test by row."""
+        """The families of tests that have a column of their own: their heading, and the test by line."""
         comparison = self.comparison
         families = ((REFERENCE, comparison.against_reference), (BASELINE, comparison.against_baseline))
-        return tuple(
-            (f"against {name}", {pair.first: pair for pair in family}) for name, family in families if family
-        )
+        return tuple((f"against {name}", self._by_line(family)) for name, family in families if family)
+
+    def _by_line(self, family: tuple[Pair, ...]) -> Mapping[str, Pair]:
+        tests = {pair.first: pair for pair in family}
+        return {line.name: tests[line.runs[0].row] for line in self.lines if line.runs[0].row in tests}
 
 
 def verdict_text(pair: Pair | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from mtobal.report.runs import WHOLE, conflict
 from mtobal.report.table import BASELINE, REFERENCE, Statistic, Summary, SummaryRow
 
 COLUMNS = (
@@ -35,10 +36,15 @@ COLUMNS = (
     "mean_rank_low",
     "mean_rank_high",
     "cost_ratio",
+    "best_static",
     "seconds_per_step",
+    "training_seconds",
+    "peak_memory_bytes",
+    "conflict",
     "steps",
     "parameters",
     "selected_epoch",
+    "failure",
 )
 
 
@@ -47,13 +53,18 @@ def results_csv(summary: Summary) -> str:
 
     ``value``, ``delta_m`` and ``delta_p`` are those of the run; columns that end in ``_mean``, ``_spread``
     (sample standard deviation over ``seeds`` seeds), ``_low`` and ``_high`` (95 % interval), ``mean_rank`` and
-    ``cost_ratio`` are those of the row.
+    ``cost_ratio`` are those of the row. ``conflict`` is the share of conflicting pairs of tasks, a mean over the
+    run's epochs, and ``best_static`` marks the fixed weights that are best on validation. A run that failed has
+    one line, of the kind ``failed``, with the reason under ``failure``.
     """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in summary.all_rows:
-        writer.writerows(_lines(row))
+        best = summary.best_static is not None and summary.best_static.runs == row.runs
+        writer.writerows({**line, "best_static": best} for line in _lines(row))
+    for failure in summary.experiment.failures:
+        writer.writerow({"row": failure.row, "kind": "failed", "seed": failure.seed, "failure": failure.reason})
     return buffer.getvalue()
 
 
@@ -79,6 +90,9 @@ def _lines(row: SummaryRow) -> list[dict[str, object]]:
                 **_ends("mean_rank", row.cells.get("mean_rank")),
                 "cost_ratio": _mean(row.cells.get("cost_ratio")),
                 "seconds_per_step": run.seconds_per_step,
+                "training_seconds": run.training_seconds,
+                "peak_memory_bytes": run.peak_memory_bytes,
+                "conflict": conflict(run) if WHOLE in row.conflict else None,
                 "steps": run.steps,
                 "parameters": run.parameters,
                 "selected_epoch": run.selected_epoch,

@@ -6,29 +6,32 @@ import dataclasses
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from rich.console import Console
 
-from experiments import write_recipe
+from experiments import untimed, write_recipe
 from mtobal import data as data_sets
 from mtobal import models
 from mtobal.bench import recorder
 from mtobal.bench.experiment import run_experiment
-from mtobal.bench.plan import Run
+from mtobal.bench.module import MultiTaskModule
+from mtobal.bench.plan import Run, static_weights
 from mtobal.bench.recipe import Recipe, load_recipe
 from mtobal.bench.recorder import SELECTION
 from mtobal.bench.records import EpochRecord, RunRecord, load_experiment, load_run, run_folder
 from mtobal.bench.run import execute_run
-from mtobal.data import MultiTaskData
+from mtobal.data import Batch, MultiTaskData
 from mtobal.errors import UsageError
 
 RUN = Run("uw+pcgrad", "multi", "uw+pcgrad", ("left", "right"), 0)
@@ -58,7 +61,7 @@ def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bench(recipe: Recipe, folder: Path) -> str:
     output = io.StringIO()
-    run_experiment(recipe, folder, Console(file=output, width=80))
+    assert run_experiment(recipe, folder, Console(file=output, width=80)) == ()
     return output.getvalue()
 
 
@@ -72,12 +75,6 @@ def execute(
 ) -> RunRecord:
     folder.mkdir(exist_ok=True)
     return execute_run(run, recipe, data, folder, on_epoch, on_message)
-
-
-def untimed(record: RunRecord) -> RunRecord:
-    """The record without what the clock says."""
-    epochs = tuple(dataclasses.replace(epoch, seconds=0.0) for epoch in record.epochs)
-    return dataclasses.replace(record, epochs=epochs, seconds_per_step=0.0)
 
 
 def stop_after(epoch: int) -> Callable[[EpochRecord], None]:
@@ -126,7 +123,7 @@ def test_test_metrics_are_those_of_the_selected_epoch(
 
     def trained(name: str, epochs: int, *scores: float) -> RunRecord:
         given = iter(scores)
-        monkeypatch.setattr(recorder, "selection_score", lambda *_: next(given))
+        monkeypatch.setattr(recorder, "mean_main_metric", lambda *_: next(given))
         return execute(dataclasses.replace(recipe, epochs=epochs), data, tmp_path / name)
 
     short = trained("short", 1, 0.5)
@@ -252,7 +249,7 @@ def test_a_folder_is_extended_by_strategies_and_seeds(recipe: Recipe, finished: 
     shutil.copytree(finished, folder)
     lines = bench(dataclasses.replace(recipe, strategies=("mgda", "ew"), seeds=2), folder).splitlines()
     assert [line.split(": test")[0] for line in lines if "finished before" not in line] == [
-        "[3/8] mgda, seed 0",
+        "[4/8] mgda, seed 0",
         "[5/8] single(left), seed 1",
         "[6/8] single(right), seed 1",
         "[7/8] mgda, seed 1",
@@ -354,19 +351,84 @@ def test_an_average_over_the_last_epochs_selects_none(
 
 
 @pytest.mark.filterwarnings("ignore:the (loss|gradient) of task:RuntimeWarning")
-def test_an_error_names_its_run(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_that_fails_says_why_and_the_others_go_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = tmp_path / "out", io.StringIO()
+    recipe = dataclasses.replace(recipe, strategies=("ew", "mgda"))
+    step = MultiTaskModule.training_step
+
+    def breaks(module: MultiTaskModule, batch: Batch) -> dict[str, Any] | None:
+        if len(module.tasks) == 2 and module.trainer.current_epoch == 2:
+            raise ZeroDivisionError("a bug\nof a user")
+        return step(module, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MultiTaskModule, "training_step", breaks)
+        failures = run_experiment(recipe, folder, Console(file=output, width=80))
+    assert [(failure.row, failure.seed, failure.reason) for failure in failures] == [
+        ("ew", 0, "ZeroDivisionError: a bug of a user"),
+        ("mgda", 0, "ZeroDivisionError: a bug of a user"),
+    ]
+    assert "in breaks" in failures[0].traceback
+    assert output.getvalue().splitlines()[2:] == [
+        "[3/4] ew, seed 0: failed: ZeroDivisionError: a bug of a user",
+        "[4/4] mgda, seed 0: failed: ZeroDivisionError: a bug of a user",
+    ]
+    found = load_experiment(folder)
+    assert (found.failures, found.unfinished) == (failures, ())
+    assert [run.row for run in found.runs] == ["single(left)", "single(right)"]
+
     diverging = dataclasses.replace(recipe, learning_rate=1e30, strategies=("ew",))
-    with pytest.raises(
-        UsageError, match=r"^ew, seed 0: the loss of task .* is not finite, in the 10th such step in a row"
-    ):
-        bench(diverging, tmp_path / "out")
-    assert {run.row for run in load_experiment(tmp_path / "out").runs} == {"single(left)", "single(right)"}
+    (failure,) = run_experiment(diverging, tmp_path / "diverging", Console(file=output))
+    assert re.match(r"the loss of task .* is not finite, in the 10th such step in a row", failure.reason)
+
+    # The same call tries again, from where the run had come.
+    bench(recipe, folder)
+    assert not list(folder.rglob("failure.json"))
+    assert [run.row for run in load_experiment(folder).runs][2:] == ["ew", "mgda"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the accelerator is there")
 def test_an_accelerator_that_is_not_there_is_named(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="accelerator 'cuda' cannot be used here"):
         bench(dataclasses.replace(recipe, accelerator="cuda"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "every", "layers"),
+    [
+        ("pcgrad", 0, ["all"]),
+        ("pcgrad", 2, ["all", "encoder.layers"]),
+        ("uw", 0, []),
+        ("uw", 2, ["all", "encoder.layers"]),
+    ],
+)
+def test_conflict_is_recorded_as_far_as_it_is_known(
+    strategy: str, every: int, layers: list[str], recipe: Recipe, data: MultiTaskData, tmp_path: Path
+) -> None:
+    run = Run(strategy, "multi", strategy, ("left", "right"), 0)
+    record = execute(dataclasses.replace(recipe, conflict_every=every, epochs=2), data, tmp_path / "run", run)
+    for epoch in record.epochs:
+        assert list(epoch.conflict) == layers
+        # One pair of tasks in each of six steps, of which every second one is observed by layers.
+        for layer, share in epoch.conflict.items():
+            observed = 6 if layer == "all" and strategy == "pcgrad" else 3
+            assert round(share * observed, 5) in range(observed + 1)
+    plain = execute(dataclasses.replace(recipe, epochs=2), data, tmp_path / "plain", run)
+    assert record.test_metrics == plain.test_metrics
+    assert [epoch.train_losses for epoch in record.epochs] == [epoch.train_losses for epoch in plain.epochs]
+
+
+def test_a_sweep_of_static_weights_is_extended_like_strategies(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(recipe, strategies=("uw",), epochs=1)
+    bench(dataclasses.replace(recipe, scalarization=1), tmp_path / "out")
+    lines = bench(dataclasses.replace(recipe, scalarization=2), tmp_path / "out").splitlines()
+    sweep = static_weights(2, 2)
+    assert [line.split(": test")[0] for line in lines[5:]] == [f"[6/6] {sweep[2]}, seed 0"]
+    found = load_experiment(tmp_path / "out")
+    assert [run.row for run in found.runs if run.kind == "multi"] == ["uw", *sweep]
+    assert found.recipe["scalarization"] == 2
 
 
 def test_progress_in_a_terminal_tells_runs_epochs_and_time(recipe: Recipe, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 from experiments import TINY, write_recipe
-from mtobal.bench.plan import plan_runs
+from mtobal.bench.plan import plan_runs, static_weights
 from mtobal.bench.recipe import load_recipe, recipe_names
 from mtobal.errors import UsageError
 
@@ -114,3 +116,21 @@ def test_the_plan_has_every_row_under_every_seed(tmp_path: Path) -> None:
     for run in runs:
         assert (run.kind == "single") == (run.strategy == "") == (len(run.tasks) == 1)
         assert run.row == (run.strategy or f"single({run.tasks[0]})")
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 40])
+def test_static_weights_sum_to_the_number_of_tasks_and_a_longer_sweep_keeps_the_shorter(tasks: int) -> None:
+    long = static_weights(50, tasks)
+    assert long[:8] == static_weights(7, tasks)
+    assert len(set(long)) == 51
+    rows = [yaml.safe_load(row.removeprefix("static(weights=").removesuffix(")")) for row in long[1:]]
+    for weights in rows:
+        assert len(weights) == tasks
+        assert sum(weights) == pytest.approx(tasks)
+        assert min(weights) >= 0
+        assert all(round(weight, 3) == weight for weight in weights)
+    # Uniform on the simplex, each weight has mean one and variance (K - 1) / (K + 1).
+    table = torch.tensor(rows)
+    assert table.mean() == pytest.approx(1)
+    assert table.var() == pytest.approx((tasks - 1) / (tasks + 1), rel=0.5)
+    assert replace(load_recipe("digits"), strategies=tuple(long)).strategies == tuple(long)

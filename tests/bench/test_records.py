@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from mtobal.bench.records import (
     EpochRecord,
+    Failure,
     MetricInfo,
     RunRecord,
     load_experiment,
     load_run,
     run_folder,
+    save_failure,
     save_run,
     write_json_atomic,
     write_text_atomic,
@@ -41,6 +43,7 @@ def record(row: str = "ew", seed: int = 0, **changes: Any) -> RunRecord:
             validation_metrics={info.name: 0.1 * epoch for info in infos},
             weights=dict.fromkeys(tasks, 1.0),
             seconds=0.25,
+            conflict={"all": 0.5},
         )
         for epoch in range(3)
     )
@@ -60,6 +63,7 @@ def record(row: str = "ew", seed: int = 0, **changes: Any) -> RunRecord:
         parameters=1234,
         versions={"torch": "2.13.0"},
         hardware={"cpu": "2 cores"},
+        peak_memory_bytes=2**33,
         config={"optimizer": {"name": "adam", "lr": 1e-3}, "betas": [0.9, 0.999], "clip": None},
     )
     return dataclasses.replace(run, **changes)
@@ -100,7 +104,7 @@ def test_what_is_not_finite_is_null_and_the_json_is_standard(tmp_path: Path) -> 
         raise AssertionError(f"{constant} is no JSON")
 
     data = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["test_metrics"] == {"left/accuracy": None, "right/error": 0.5}
     assert math.isnan(load_run(tmp_path).epochs[0].train_losses["left"])
 
@@ -145,8 +149,9 @@ def test_a_file_cut_short_anywhere_is_named(tmp_path: Path) -> None:
         ),
         ({"metric_infos": [[]]}, r"metric_infos\[0\]: expected an object, got \[\]"),
         ({"colour": "red"}, "unknown fields colour"),
-        ({"schema": 2}, "expected result schema 1, got 2"),
-        ({"schema": None}, "expected result schema 1, got null"),
+        ({"peak_memory_bytes": 1.5}, "peak_memory_bytes: expected an integer, got 1.5"),
+        ({"schema": 1}, "expected result schema 2, got 1"),
+        ({"schema": None}, "expected result schema 2, got null"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place_and_file(
@@ -164,9 +169,9 @@ def test_a_missing_field_a_missing_file_and_another_kind_of_json_are_named(tmp_p
     path = tmp_path / "result.json"
     with pytest.raises(UsageError, match=r"result\.json: .*the file is missing"):
         load_run(tmp_path)
-    path.write_text('{"schema": 1}')
+    path.write_text('{"schema": 2}')
     with pytest.raises(
-        UsageError, match=r"result\.json: expected the fields config, epochs, .*, which are missing"
+        UsageError, match=r"result\.json: expected the fields .*config, epochs, .*, which are missing"
     ):
         load_run(tmp_path)
     path.write_text("[1]")
@@ -204,13 +209,34 @@ def test_an_experiment_is_in_the_order_of_its_recipe(tmp_path: Path) -> None:
     assert experiment.recipe["strategies"] == ["ew", "uw"]
 
 
+def test_failures_are_read_beside_the_runs(tmp_path: Path) -> None:
+    failure = Failure("uw", 1, "ValueError: no", "Traceback\n...")
+    (tmp_path / "uw" / "seed-1").mkdir(parents=True)
+    save_failure(tmp_path / "uw" / "seed-1", failure)
+    with pytest.raises(UsageError, match=r"found only unfinished ones \(uw, seed 1: ValueError: no\)"):
+        load_experiment(tmp_path)
+    write_experiment(tmp_path, record())
+    experiment = load_experiment(tmp_path)
+    assert (experiment.failures, experiment.unfinished) == ((failure,), ())
+
+
 def test_without_a_recipe_the_folder_names_the_experiment(tmp_path: Path) -> None:
     save_run(run_folder(tmp_path / "digits", "ew", 0), record())
     assert load_experiment(tmp_path / "digits").title == "digits"
 
 
 def test_a_row_of_any_name_has_a_folder_of_its_own_beneath_the_experiment(tmp_path: Path) -> None:
-    rows = ["uw+cagrad(c=0.4)", "a/b", "a%2Fb", "../up", "*", "<b>", "é"]
+    rows = [
+        f"static(weights={[1.0] * 300})",
+        f"static(weights={[1.0] * 301})",
+        "uw+cagrad(c=0.4)",
+        "a/b",
+        "a%2Fb",
+        "../up",
+        "*",
+        "<b>",
+        "é",
+    ]
     write_experiment(tmp_path, *(record(row) for row in rows))
     assert {run.row for run in load_experiment(tmp_path).runs} == set(rows)
     assert {run_folder(tmp_path, row, 0).parent.parent for row in rows} == {tmp_path}

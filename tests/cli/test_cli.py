@@ -32,7 +32,7 @@ def mtobal(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def untimed(record: RunRecord) -> RunRecord:
     epochs = tuple(dataclasses.replace(epoch, seconds=0.0) for epoch in record.epochs)
-    return dataclasses.replace(record, epochs=epochs, seconds_per_step=0.0)
+    return dataclasses.replace(record, epochs=epochs, seconds_per_step=0.0, training_seconds=0.0)
 
 
 def outcome(folder: Path) -> list[RunRecord]:

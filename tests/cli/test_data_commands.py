@@ -68,7 +68,7 @@ def test_a_check_tells_every_problem_and_fails(published: Path, tmp_path: Path) 
     (tmp_path / "train" / "depth" / "1.npy").write_bytes(b"")
     np.save(tmp_path / "val" / "label" / "0.npy", np.full((288, 384), 13))
     result = data("check", "nyuv2", tmp_path)
-    assert result.returncode == 2
+    assert result.returncode == 1
     lines = result.stdout.splitlines()
     assert len(lines) == 12  # two broken files, and ten folders that hold fewer than were published
     assert f"{tmp_path / 'val' / 'label' / '0.npy'}: expected labels from -1 to 12, found 13 to 13." in lines

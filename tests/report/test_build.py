@@ -10,13 +10,14 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from mtobal.bench.records import load_experiment
+from mtobal.bench.records import Failure, load_experiment
 from mtobal.errors import UsageError
 from mtobal.report import build_report, console_table
 from mtobal.report.markdown import escape
@@ -77,7 +78,10 @@ def results(page: Page) -> dict[str, list[str]]:
 
 def markdown_results(folder: Path) -> dict[str, list[str]]:
     text = (folder / "report.md").read_text(encoding="utf-8")
-    rows = [line.strip("| ").replace("**", "").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    table = text.partition("## Cost")[0]
+    rows = [
+        line.strip("| ").replace("**", "").split(" | ") for line in table.splitlines() if line.startswith("| ")
+    ]
     return {row[0]: row[1:] for row in rows[2:]}
 
 
@@ -143,6 +147,9 @@ def test_a_hostile_name_is_shown_and_never_raw(tmp_path: Path) -> None:
         {HOSTILE: [[0.8, 0.9]], "[bold]uw|`x`": [[0.7, 0.8]]},
         tasks=("left", HOSTILE_TASK),
         unfinished=["<script>gone"],
+        failures=[Failure("<script>failed", 0, "<script>reason", "Traceback: <script>frame")],
+        conflict={"all": 0.25, "<script>layer": 0.5},
+        also={"config": {"tuned": {"c": "<script>tuned"}}},
         title="<script>title",
         note="</pre><script>recipe",
     )
@@ -150,9 +157,12 @@ def test_a_hostile_name_is_shown_and_never_raw(tmp_path: Path) -> None:
     html = (folder / "report.html").read_text(encoding="utf-8")
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     for text in (html, markdown):
-        for raw in (HOSTILE, HOSTILE_TASK, "<script>gone", "<script>title", "<script>recipe", "<img"):
-            assert raw not in text.replace(_plotly(), "")
+        for raw in (HOSTILE, HOSTILE_TASK, "<script>", "<img"):
+            assert raw not in text.replace(_plotly(), "").replace(f"<script>{_script()}</script>", "")
     page = read_page(folder)
+    shown = " ".join(page.text)
+    assert all(f"<script>{text}" in shown for text in ("failed", "reason", "frame", "layer", "tuned"))
+    assert [entry["layer"] for entry in page.data["conflict"]] == ["all", "<script>layer"]
     assert set(results(page)) == {HOSTILE, "[bold]uw|`x`"}
     assert {entry["name"] for entry in page.data["rows"]} == set(results(page))
     assert [chart["task"] for chart in page.data["losses"]] == ["left", HOSTILE_TASK]
@@ -167,6 +177,11 @@ def test_a_hostile_name_is_shown_and_never_raw(tmp_path: Path) -> None:
     console = Console(width=200, file=io.StringIO())
     console.print(console_table(load_experiment(folder)))
     assert "[bold]uw|`x`" in console.file.getvalue()
+
+
+def _script() -> str:
+    templates = files("mtobal.report") / "templates"
+    return "".join((templates / name).read_text("utf-8") for name in ("charts.js", "report.js"))
 
 
 def _plotly() -> str:
@@ -243,6 +258,38 @@ def test_the_page_says_what_was_run(tmp_path: Path) -> None:
     assert "mgda/seed-0" in (folder / "report.md").read_text(encoding="utf-8")
 
 
+def test_memory_conflict_failures_and_budget_are_on_every_face(tmp_path: Path) -> None:
+    folder = write_experiment(
+        tmp_path,
+        BY_HAND,
+        failures=[Failure("mgda", seed, "killed by signal 9", "") for seed in range(2)],
+        conflict={"all": 0.25, "encoder.stem": 0.5},
+        also={"peak_memory_bytes": 3 * 2**19, "training_seconds": 12.0, "budget_seconds": 12.5},
+    )
+    build_report(folder)
+    page, text = read_page(folder), (folder / "report.md").read_text(encoding="utf-8")
+    costs = {row[0]: row[1:] for row in page.tables[1]}
+    expected = ["10.00", "1.00x", "20", "2", "12.0 s", "1,000", "1.5 ± 0.0", "0.250 ± 0.000"]
+    assert costs["uw"] == expected
+    assert f"| uw | {' | '.join(expected)} |" in text
+    assert costs["single-task"][4:] == ["24.0 s", "2,000", "1.5 ± 0.0", "—"]  # their memory is not added up
+    conflict = next(table for table in page.tables if table[0] == ["row", "all", "encoder.stem"])
+    assert ["uw", "0.250", "0.500"] in conflict
+    for face in (" ".join(" ".join(page.text).split()), text):
+        for fact in ("mgda, seeds 0, 1", "killed by signal 9", "12.5 s of training steps for every run"):
+            assert fact in face
+    document = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    uw = next(row for row in document["rows"] if row["name"] == "uw")
+    assert (uw["peak_memory"]["mean"], uw["conflict"]["encoder.stem"]["mean"]) == (1.5, 0.5)
+    assert [failure["seed"] for failure in document["failures"]] == [0, 1]
+    lines = csv_results(folder)
+    assert {line["peak_memory_bytes"] for line in lines if line["kind"] != "failed"} == {str(3 * 2**19)}
+    assert {line["conflict"] for line in lines if line["row"] == "uw"} == {"0.25"}
+    assert [(line["row"], line["failure"]) for line in lines if line["kind"] == "failed"] == [
+        ("mgda", "killed by signal 9")
+    ] * 2
+
+
 def test_only_baselines_make_a_report_too(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path, {"single(left)": [[0.8]], "single(right)": [[0.9]]})
     build_report(folder)
@@ -307,7 +354,9 @@ def test_intervals_and_verdicts_are_the_same_on_every_face(tmp_path: Path, seeds
     against_ew = {test["first"]: test for test in tests if test["family"] == "against ew"}
 
     assert document["headline"] in " ".join(page.text)
-    assert {row["name"] for row in document["rows"]} == set(results(page))
+    chosen = f"static weights, best of 2 on validation {document['best_static']}"
+    assert {row["name"] for row in document["rows"]} | {chosen} == set(results(page))
+    assert results(page)[chosen] == results(page)[document["best_static"]]
     for row in document["rows"]:
         cells = results(page)[row["name"]]
         line = next(line for line in lines if line["row"] == row["name"])
@@ -342,7 +391,8 @@ def test_the_page_shows_which_rows_differ(tmp_path: Path) -> None:
     build_report(folder)
     page = read_page(folder)
     names = [row["name"] for row in page.data["rows"]]
-    assert [names[point["row"]] for point in page.data["ranks"]["points"]] == list(results(page))[1:]
+    ranked = [name for name in results(page) if name in names[1:]]
+    assert [names[point["row"]] for point in page.data["ranks"]["points"]] == ranked
     verdicts = {
         (names[first], names[second]): verdict for first, second, _, verdict, _ in page.data["pairs"]["tests"]
     }
@@ -350,7 +400,7 @@ def test_the_page_shows_which_rows_differ(tmp_path: Path) -> None:
     assert {row["name"] for row in page.data["rows"] if row["static"]} == {"ew", "static(weights=[1, 2])"}
     text = " ".join(" ".join(page.text).split())
     assert "Friedman's test over 5 seeds" in text
-    assert "other strategies are shown to be better than the best of the 2 static weights" in text
+    assert "other strategies are shown to be better than the static weights, best of 2 on validation" in text
 
 
 def test_tables_and_charts_speak_to_a_screen_reader(tmp_path: Path) -> None:

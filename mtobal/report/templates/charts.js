@@ -74,19 +74,52 @@ function chartDrawings(data, colour) {
       text: [short(row.name, 18)],
       textposition: "middle right",
       cliponaxis: false,
-      marker: { color: row.colour, size: 10, symbol: row.baseline ? "x" : row.static ? "square" : "circle" },
+      marker: {
+        color: row.colour,
+        size: 10,
+        symbol: row.baseline ? "x" : row.static ? "square" : "circle",
+        // A ring around the static weights that validation chooses.
+        line: { width: index === data.best_static ? 2 : 0, color: colour("--ink") },
+      },
       meta: { row: index },
       ...extra,
+      ...(row.folded ? cloud(index) : {}),
     };
   }
 
-  function front(points, x, y) {
-    const sign = [x, y].map((metric) => (data.trade.metrics[metric].higher ? 1 : -1));
-    const known = points.filter((each) => each.x !== null && each.y !== null);
-    const beats = (a, b) =>
-      sign[0] * a.x >= sign[0] * b.x && sign[1] * a.y >= sign[1] * b.y && (a.x !== b.x || a.y !== b.y);
-    return known.filter((each) => !known.some((other) => beats(other, each))).sort((a, b) => a.x - b.x);
+  // The sweep: small, without bars and names, and there though its rows are folded.
+  function cloud(index) {
+    const best = index === data.best_static;
+    return {
+      mode: "markers",
+      opacity: best ? 1 : 0.6,
+      marker: {
+        color: data.rows[index].colour,
+        size: best ? 10 : 6,
+        symbol: "square",
+        line: { width: best ? 2 : 0, color: colour("--ink") },
+      },
+      ...(best ? {} : { error_x: { visible: false }, error_y: { visible: false } }),
+      meta: { row: index, cloud: true },
+    };
   }
+
+  // The line through the points that no other betters in both; a sign is 1 where higher is better, -1 where lower is.
+  function front(points, signs) {
+    const beats = (a, b) =>
+      signs[0] * a.x >= signs[0] * b.x && signs[1] * a.y >= signs[1] * b.y && (a.x !== b.x || a.y !== b.y);
+    const best = points.filter((each) => !points.some((other) => beats(other, each))).sort((a, b) => a.x - b.x);
+    return {
+      x: best.map((each) => each.x),
+      y: best.map((each) => each.y),
+      mode: "lines",
+      line: { color: colour("--quiet"), width: 1.5, dash: "dash" },
+      hoverinfo: "skip",
+      meta: {},
+    };
+  }
+
+  const named = (rows) => rows.filter((each) => !data.rows[each.row].folded).length <= FEW;
 
   return {
     losses(index) {
@@ -124,25 +157,81 @@ function chartDrawings(data, colour) {
       return [traces, layout(epochAxis(traces), { ...axis("share of the weights"), rangemode: "tozero" })];
     },
 
+    conflict() {
+      const { lines } = data.conflict[Number(document.getElementById("layer").value)];
+      const traces = lines.map((line) =>
+        curve(line, line.conflict, { hovertemplate: hover("%{y:.1%} of the pairs<br>epoch %{x}") }),
+      );
+      return [
+        traces,
+        layout(epochAxis(traces), { ...axis("conflicting pairs"), rangemode: "tozero", tickformat: ".0%" }),
+      ];
+    },
+
+    layers() {
+      const rows = data.rows
+        .map((_, index) => index)
+        .filter((row) => !data.rows[row].folded && data.conflict.some((each) => each.means[row] !== null));
+      const layers = data.conflict.map((each) => each.layer);
+      const ticks = (names) => ({ tickvals: names.map((_, index) => index), ticktext: names, showgrid: false });
+      const told = rows.map((row) => layers.map((layer) => `<b>${plain(data.rows[row].name)}</b><br>${plain(layer)}`));
+      const trace = {
+        type: "heatmap",
+        z: rows.map((row) => data.conflict.map((each) => each.means[row])),
+        zmin: 0,
+        zmax: 1,
+        customdata: told,
+        hovertemplate: "%{customdata}: %{z:.1%}<extra></extra>",
+        hoverongaps: false,
+        colorscale: [
+          [0, colour("--raised")],
+          [1, "#b34f00"],
+        ],
+        colorbar: { thickness: 10, tickformat: ".0%", outlinewidth: 0 },
+        xgap: 1,
+        ygap: 1,
+        meta: {},
+      };
+      return [
+        [trace],
+        layout(
+          { ...axis(""), ...ticks(layers.map((layer) => short(layer, 22))), tickangle: -50 },
+          { ...axis(""), ...ticks(rows.map((row) => short(data.rows[row].name, 22))), autorange: "reversed" },
+        ),
+      ];
+    },
+
     cost() {
-      const labelled = data.cost.length <= FEW;
-      const traces = data.cost.map((each) =>
-        point(each.row, each.ratio, each.delta, labelled, {
-          error_y: bars(each.delta, each),
-          hovertemplate: hover("delta_m %{y:+.2f} %<br>%{x:.2f} times ew"),
+      const [kind, title, unit] =
+        document.getElementById("cost-axis")?.value === "memory"
+          ? ["memory", "peak memory, MiB", "MiB"]
+          : ["time", "time of a step, ms", "ms"];
+      const known = data.cost.filter((each) => each[kind] && each[kind].value !== null && each.delta !== null);
+      const labelled = named(known);
+      const traces = known.map((each) =>
+        point(each.row, each[kind].value, each.delta, labelled, {
+          error_x: bars(each[kind].value, each[kind]),
+          error_y: bars(each.delta, each.range),
+          hovertemplate: hover(`delta_m %{y:+.2f} %<br>%{x:.4g} ${unit}`),
         }),
       );
+      const best = known.find((each) => each.row === data.best_static);
       const look = layout(
-        { ...axis("time of a step relative to ew"), rangemode: "tozero" },
+        { ...axis(title), rangemode: "tozero" },
         { ...axis("delta_m % (lower is better)"), zeroline: true },
       );
+      if (best) {
+        const dotted = { color: colour("--quiet"), width: 1.5, dash: "dot" };
+        look.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: best.delta, y1: best.delta, line: dotted }];
+      }
+      traces.unshift(front(known.map((each) => ({ x: each[kind].value, y: each.delta })), [-1, -1]));
       if (labelled) look.margin.r = 110;
       return [traces, look];
     },
 
     trade() {
       const [x, y] = ["x", "y"].map((name) => Number(document.querySelector(`[data-axis=${name}]`).value));
-      const labelled = data.trade.points.length <= FEW;
+      const labelled = named(data.trade.points);
       const known = data.trade.points.filter((each) => each.values[x] !== null && each.values[y] !== null);
       const traces = known.map((each) =>
         point(each.row, each.values[x], each.values[y], labelled, {
@@ -152,16 +241,9 @@ function chartDrawings(data, colour) {
         }),
       );
       const fixed = known.filter((each) => data.rows[each.row].static);
-      const best = front(fixed.map((each) => ({ x: each.values[x], y: each.values[y] })), x, y);
       if (fixed.length > 1) {
-        traces.unshift({
-          x: best.map((each) => each.x),
-          y: best.map((each) => each.y),
-          mode: "lines",
-          line: { color: colour("--quiet"), width: 1.5, dash: "dash" },
-          hoverinfo: "skip",
-          meta: {},
-        });
+        const signs = [x, y].map((metric) => (data.trade.metrics[metric].higher ? 1 : -1));
+        traces.unshift(front(fixed.map((each) => ({ x: each.values[x], y: each.values[y] })), signs));
       }
       const title = (metric) =>
         `${short(data.trade.metrics[metric].name, 40)} (${data.trade.metrics[metric].higher ? "higher" : "lower"} is better)`;

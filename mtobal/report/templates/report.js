@@ -4,13 +4,23 @@
   const hidden = new Set(); // rows switched off in the legend
   const filtered = new Set(); // rows whose name does not hold what the reader looks for
   const splits = new Set();
+  const folded = new Set(data.rows.flatMap((row, index) => (row.folded ? [index] : []))); // a sweep, for the most part
   const drawn = new Map(); // plot element -> its traces
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const charts = chartDrawings(data, colour);
 
+  const filter = document.getElementById("filter");
+  const unfold = document.getElementById("unfold");
+  const wanted = () => filter.value.trim().toLowerCase();
+  // Who looks for a row finds it in the sweep too.
+  const folds = () => unfold !== null && !unfold.checked && !wanted();
+
   const visible = ({ meta }) =>
-    !hidden.has(meta.row) && !filtered.has(meta.row) && (!meta.split || splits.has(meta.split));
+    !hidden.has(meta.row) &&
+    !filtered.has(meta.row) &&
+    (!meta.split || splits.has(meta.split)) &&
+    (meta.cloud || !folds() || !folded.has(meta.row));
 
   // Plotly takes longer to start than all the rest of the page, so it waits until a chart comes near.
   function startPlotly() {
@@ -32,8 +42,11 @@
     for (const [element, traces] of drawn) Plotly.restyle(element, { visible: traces.map(visible) });
     for (const button of legend.querySelectorAll("[data-row]")) {
       button.setAttribute("aria-pressed", String(!hidden.has(Number(button.dataset.row))));
-      button.hidden = filtered.has(Number(button.dataset.row));
+      const row = Number(button.dataset.row);
+      button.hidden = filtered.has(row) || (folds() && folded.has(row));
     }
+    // What a link leads to should not lie beneath the legend.
+    document.documentElement.style.setProperty("--legend", `${legend.offsetHeight}px`);
   }
 
   const legend = document.querySelector(".legend");
@@ -70,20 +83,34 @@
     });
   }
 
-  const filter = document.getElementById("filter");
-  filter.closest("p").hidden = false;
-  filter.addEventListener("input", () => {
-    const wanted = filter.value.trim().toLowerCase();
+  function look() {
+    const matches = (name) => name.toLowerCase().includes(wanted());
     filtered.clear();
-    data.rows.forEach((row, index) => row.name.toLowerCase().includes(wanted) || filtered.add(index));
-    for (const line of document.querySelectorAll("tr[data-row]")) {
-      line.hidden = filtered.has(Number(line.dataset.row));
+    data.rows.forEach((row, index) => matches(row.name) || filtered.add(index));
+    for (const line of document.querySelectorAll("tr[data-name]")) {
+      line.hidden = !matches(line.dataset.name) || (folds() && "folded" in line.dataset);
     }
-    document.getElementById("found").textContent = wanted
+    document.getElementById("found").textContent = wanted()
       ? `${data.rows.length - filtered.size} of ${data.rows.length} rows`
       : "";
     showVisible();
-  });
+  }
+  filter.closest("p").hidden = false;
+  filter.addEventListener("input", look);
+  if (unfold) unfold.addEventListener("change", look);
+  look();
+
+  const pictured = document.getElementById("image");
+  if (pictured) {
+    const show = () => {
+      for (const picture of document.querySelectorAll("[data-image]")) {
+        picture.hidden = picture.dataset.image !== pictured.value;
+      }
+    };
+    pictured.closest("p").hidden = false;
+    pictured.addEventListener("change", show);
+    show();
+  }
 
   const coverage = document.getElementById("coverage");
   function tellCoverage(x, y) {
@@ -93,7 +120,8 @@
     coverage.textContent = found
       ? "Share of the box of all means that is dominated (hypervolume): " +
         (found.static === null ? "" : `fixed weights ${percent(found.static)}, `) +
-        `all rows ${percent(found.everything)}.`
+        `all rows ${percent(found.everything)}.` +
+        (found.front.length > 1 ? ` On the front of the fixed weights: ${found.front.join("; ")}.` : "")
       : "";
   }
   const axes = [...document.querySelectorAll("[data-axis]")];
@@ -104,6 +132,9 @@
     });
   }
   if (axes.length) tellCoverage(0, 1);
+  for (const [id, chart] of [["cost-axis", "cost"], ["layer", "conflict"]]) {
+    document.getElementById(id)?.addEventListener("change", () => draw(document.querySelector(`[data-chart=${chart}]`)));
+  }
 
   // A page with forty tasks has over a hundred charts: draw those that come into view.
   const plots = [...document.querySelectorAll(".plot")];
