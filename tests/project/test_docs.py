@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import textwrap
 from pathlib import Path
@@ -47,3 +49,18 @@ def test_no_python_block_escapes_the_check(page: Path) -> None:
     infos = {match["info"].strip() for match in FENCE.finditer(page.read_text(encoding="utf-8"))}
     escaping = {info for info in infos if re.search(r"\bpy", info, re.IGNORECASE)} - {"python"}
     assert not escaping, f"{page.name}: write ```python alone instead of {sorted(escaping)}"
+
+
+@pytest.mark.parametrize("room", ["mtobal", "mtobal.callbacks", "mtobal.strategies", "mtobal.tasks"])
+def test_the_api_page_has_every_public_class_and_function(room: str) -> None:
+    module = importlib.import_module(room)
+    public = {
+        name
+        for name in module.__all__
+        if inspect.isclass(found := getattr(module, name)) or inspect.isroutine(found)
+    }
+    # What is public in two places is documented in the upper one.
+    upper = {"aggregate", "weights"} if room == "mtobal.strategies" else set()
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(rf"::\s{re.escape(room)}\.(\w+)$", page, re.MULTILINE))
+    assert public - upper <= documented

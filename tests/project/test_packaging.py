@@ -77,7 +77,7 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
     needles += ["/tmp" + "/bash", "/opt" + "/", ".py" + "env", "pypi" + ".org", "python" + "hosted"]
     generated = (ROOT / "docs/_build", ROOT / "docs/strategies")
     files = [path for path in ROOT.iterdir() if path.is_file()]
-    for folder in ("mtobal", "tests", "benchmarks", "docs", ".ci"):
+    for folder in ("mtobal", "tests", "benchmarks", "docs", "examples", ".ci"):
         files += [path for path in tree(ROOT / folder) if not any(map(path.is_relative_to, generated))]
     contents = {path: path.read_bytes() for path in files}
     assert [(path.name, needle) for path in files for needle in needles if needle.encode() in contents[path]] == []
