@@ -7,7 +7,7 @@ import os
 from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers share the cores already: threads of several on one core wait for each other. Torch is not imported yet.
+    # Workers share the cores already, and threads of several would wait for each other. Torch is not imported yet.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A change is judged by examples that do not differ from run to run; at a desk, every run tries others.
