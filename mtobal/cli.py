@@ -339,10 +339,11 @@ def _report(options: Namespace) -> None:
 
 def _show_report(folder: Path, console: Console) -> None:
     from mtobal.bench.records import load_experiment
-    from mtobal.report import build_report, console_table
+    from mtobal.report import console_table, summary_table, write_report
 
-    page = build_report(folder)
-    console.print(console_table(load_experiment(folder)))
+    summary = summary_table(load_experiment(folder))
+    page = write_report(summary)
+    console.print(console_table(summary))
     console.print(f"Report: {page}", soft_wrap=True, markup=False, highlight=False)
 
 

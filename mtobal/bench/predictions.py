@@ -6,18 +6,20 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtobal.bench.module import MultiTaskModule
 from mtobal.bench.records import write_bytes_atomic
 from mtobal.data import MultiTaskDataset, evaluation_loader
 from mtobal.tasks import Task
 from mtobal.tasks.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from mtobal.bench.module import MultiTaskModule
 
 PREDICTIONS_FILE = "predictions.npz"
 IMAGES = 4
@@ -79,7 +81,8 @@ def load_predictions(folder: Path) -> Predictions | None:
     path = folder / PREDICTIONS_FILE
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here: of a file that was cut short, numpy forgets to close what it has opened itself.
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         arrays = {name: _full(file[name]) for name in file.files}
     return Predictions(arrays["inputs"], _under("target/", arrays), _under("output/", arrays))
 

@@ -11,6 +11,7 @@ from mtobal.report.document import document
 from mtobal.report.markdown import markdown
 from mtobal.report.page import page
 from mtobal.report.summary import summary_table
+from mtobal.report.table import Summary
 from mtobal.report.tidy import differences_csv, results_csv
 
 
@@ -34,8 +35,12 @@ def build_report(folder: Path) -> Path:
     UsageError
         If the folder holds no finished run, or a record cannot be read.
     """
-    folder = Path(folder)
-    summary = summary_table(load_experiment(folder))
+    return write_report(summary_table(load_experiment(Path(folder))))
+
+
+def write_report(summary: Summary) -> Path:
+    """Write the same from a summary at hand."""
+    folder = summary.experiment.folder
     faces = {
         "results.csv": results_csv(summary),
         "differences.csv": differences_csv(summary),

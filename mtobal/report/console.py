@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mtobal.bench.records import Experiment
-from mtobal.report.summary import summary_table
-from mtobal.report.table import Column, SummaryRow
+from mtobal.report.table import Column, Summary, SummaryRow
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,13 +13,12 @@ if TYPE_CHECKING:
 MOST_METRICS = 6
 
 
-def console_table(experiment: Experiment) -> Table:
+def console_table(summary: Summary) -> Table:
     """Lay out the results table for a terminal; with many metrics, the scores alone."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    summary = summary_table(experiment)
     columns = summary.columns
     remarks = [summary.headline, *summary.notes]
     if summary.folded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +42,7 @@ def tuned_settings(summary: Summary) -> list[tuple[str, str]]:
     found: dict[str, dict[str, None]] = {}
     for run in summary.experiment.runs:
         if tuned := run.config.get("tuned"):
-            text = tuned if isinstance(tuned, str) else json.dumps(tuned, ensure_ascii=False, default=str)
+            text = ", ".join(f"{name}: {value}" for name, value in tuned.items())
             found.setdefault(run.row, {})[text] = None
     return [(row, "; ".join(settings)) for row, settings in found.items()]
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from mtobal.bench.records import Failure, load_experiment
 from mtobal.errors import UsageError
-from mtobal.report import build_report, console_table
+from mtobal.report import build_report, console_table, summary_table
 from mtobal.report.markdown import escape
 from report.experiments import BY_HAND, SECONDS, SELECTION, Values, write_experiment
 
@@ -124,7 +124,7 @@ def test_every_face_shows_the_numbers_worked_out_by_hand(tmp_path: Path) -> None
     assert float(first["delta_m"]) == pytest.approx(-5)
 
     console = Console(width=80, file=io.StringIO())
-    console.print(console_table(load_experiment(folder)))
+    console.print(console_table(summary_table(load_experiment(folder))))
     printed = console.file.getvalue()
     for name, cells in expected.items():
         line = next(line for line in printed.splitlines() if line.lstrip().startswith(name))
@@ -175,7 +175,7 @@ def test_a_hostile_name_is_shown_and_never_raw(tmp_path: Path) -> None:
     assert len(re.findall(r"(?<!\\)\|", table)) == 9  # eight columns: the name's bar opens none
 
     console = Console(width=200, file=io.StringIO())
-    console.print(console_table(load_experiment(folder)))
+    console.print(console_table(summary_table(load_experiment(folder))))
     assert "[bold]uw|`x`" in console.file.getvalue()
 
 
@@ -310,7 +310,7 @@ def test_with_many_metrics_the_console_shows_the_scores(tmp_path: Path) -> None:
     tasks = tuple(f"task{index}" for index in range(7))
     folder = write_experiment(tmp_path, {"ew": [[0.5] * 7], "uw": [[0.6] * 7]}, tasks=tasks)
     console = Console(width=80, file=io.StringIO())
-    console.print(console_table(load_experiment(folder)))
+    console.print(console_table(summary_table(load_experiment(folder))))
     assert "task0" not in console.file.getvalue()
     assert "The metrics of each task are in the report." in " ".join(console.file.getvalue().split())
 
