@@ -1,6 +1,7 @@
-"""Time and peak memory of one training step, as ratios to the plain backward of the summed losses.
+"""Time or peak memory of one training step, as a ratio to the plain backward of the summed losses.
 
-    python benchmarks/step_time.py                 # the table of docs/how-fast.md, some 15 minutes
+    python benchmarks/step_time.py                 # the times of docs/how-fast.md, some 20 minutes
+    python benchmarks/step_time.py --memory        # the peaks, about as long
     python benchmarks/step_time.py --quick         # two models, two numbers of tasks, a minute or two
     python benchmarks/step_time.py --errors        # directions of the approximations against the exact ones
 
@@ -226,12 +227,23 @@ def ways(model: str, tasks: int) -> dict[str, Way]:
     return found
 
 
-def measure(model: str, tasks: int, rounds: int) -> dict[str, tuple[float, float]]:
-    """Return time and peak memory of every way, as ratios to those of the plain step."""
+def warmed_up(model: str, tasks: int) -> dict[str, Way]:
+    """Return all ways after one step, which finds parameters, fills caches and compiles what is compiled."""
     found = ways(model, tasks)
     for way in found.values():
-        way.run()  # the first step finds parameters, fills caches and compiles what is compiled
-    peaks = {name: way.peak() for name, way in found.items()}
+        way.run()
+    return found
+
+
+def memory(model: str, tasks: int) -> dict[str, float]:
+    """Return the peak memory of every way, as a ratio to that of the plain step."""
+    peaks = {name: way.peak() for name, way in warmed_up(model, tasks).items()}
+    return {name: peak / peaks["plain"] for name, peak in peaks.items()}
+
+
+def times(model: str, tasks: int, rounds: int) -> dict[str, float]:
+    """Return the time of every way, as a ratio to that of the plain step."""
+    found = warmed_up(model, tasks)
     ratios: dict[str, list[float]] = {name: [] for name in found}
     for number in range(rounds):
         names = [*found]
@@ -239,7 +251,7 @@ def measure(model: str, tasks: int, rounds: int) -> dict[str, tuple[float, float
         seconds = {name: found[name].seconds() for name in turn}
         for name in names:
             ratios[name].append(seconds[name] / seconds["plain"])
-    return {name: (statistics.median(ratios[name]), peaks[name] / peaks["plain"]) for name in found}
+    return {name: statistics.median(ratios[name]) for name in found}
 
 
 def cosine(gramian: Tensor, one: Tensor, other: Tensor) -> float:
@@ -318,6 +330,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", type=int, default=[3, 10, 20], metavar="K")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--errors", action="store_true", help="instead, how far approximations lead astray")
     given = parser.parse_args()
     if given.errors:
@@ -327,18 +340,17 @@ def main() -> None:
     if given.quick:
         models, tasks, rounds = list(MODELS)[:2], [3, 10], 3
     torch.set_num_threads(given.threads)
-    print(
-        f"torch {torch.__version__}, {given.threads} threads, {rounds} rounds; time and peak memory, plain = 1\n"
-    )
+    what = "peak memory" if given.memory else f"time, medians of {rounds} rounds"
+    print(f"torch {torch.__version__}, {given.threads} threads; {what}, plain = 1\n")
     header: list[str] = []
     for model in models:
         for count in tasks:
-            figures = measure(model, count, rounds)
+            figures = memory(model, count) if given.memory else times(model, count, rounds)
             if not header:
                 header = ["encoder", "K", "floor of a loop", *list(figures)[1:]]
                 print("| " + " | ".join(header) + " |")
                 print("|" + "---|" * len(header), flush=True)
-            cells = [f"{seconds:.2f}, {peak:.2f}" for seconds, peak in list(figures.values())[1:]]
+            cells = [f"{figure:.2f}" for figure in list(figures.values())[1:]]
             print(f"| {model} | {count} | {(1 + 2 * count) / 3:.2f} | " + " | ".join(cells) + " |", flush=True)
 
 

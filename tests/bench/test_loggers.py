@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 from pathlib import Path
 
@@ -44,7 +43,6 @@ def test_a_logger_has_every_epoch_of_a_run_that_was_stopped(
     assert float(test["test/left/accuracy"]) == run.test_metrics["left/accuracy"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs tensorboard")
 def test_tensorboard_reads_what_its_logger_wrote(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
