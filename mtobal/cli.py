@@ -145,6 +145,15 @@ def _parser() -> ArgumentParser:
         "split, baselines too, before it is trained",
     )
     bench.add_argument("--trials", type=_count, metavar="N", help="how many settings to try of every row")
+    bench.add_argument(
+        "--devices",
+        type=_count,
+        metavar="N",
+        help="train each run on N devices of this machine, which share batches",
+    )
+    bench.add_argument(
+        "--num-nodes", type=_count, metavar="M", help="train each run on M machines, which all run this command"
+    )
     bench.add_argument("--logger", metavar="NAME", help="write to csv, tensorboard, wandb or mlflow too")
     bench.add_argument(
         "--jobs", type=_count, default=1, metavar="N", help="train N runs at a time on this machine"
@@ -262,6 +271,8 @@ def _bench(options: Namespace) -> None:
         "seeds": options.seeds,
         "epochs": options.epochs,
         "budget": options.budget,
+        "devices": options.devices,
+        "num_nodes": options.num_nodes,
         "tune": None if options.tune is None else tuple(options.tune),
         "trials": options.trials,
     }
@@ -271,6 +282,7 @@ def _bench(options: Namespace) -> None:
 
     from mtobal.bench.experiment import run_experiment
     from mtobal.bench.records import RESULT_FILE
+    from mtobal.bench.teams import Node
 
     folder = Path(options.out or Path("runs") / Path(options.recipe).stem)
     console = Console()
@@ -281,6 +293,8 @@ def _bench(options: Namespace) -> None:
     except KeyboardInterrupt:
         print("mtobal: interrupted; the same command goes on after the last finished epoch.", file=sys.stderr)
         raise
+    if Node.here(recipe).number > 0:
+        return  # the first of the machines reports
     if any(folder.glob(f"*/seed-*/{RESULT_FILE}")):
         _show_report(folder, console)
     if failures:

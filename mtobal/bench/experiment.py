@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from mtobal.bench.launch import Event, Failed, Launcher, Setting, failed, one_af
 from mtobal.bench.loggers import check_logger
 from mtobal.bench.on_ray import on_ray
 from mtobal.bench.plan import PACE, Run, plan_runs, static_weights
-from mtobal.bench.processes import in_processes
+from mtobal.bench.processes import follow, in_processes
 from mtobal.bench.progress import ExperimentProgress
 from mtobal.bench.recipe import Recipe, load_recipe
 from mtobal.bench.records import (
@@ -26,6 +27,7 @@ from mtobal.bench.records import (
     write_text_atomic,
     writing_to,
 )
+from mtobal.bench.teams import Meeting, Node, on_cuda
 from mtobal.bench.trainer import check_accelerator
 from mtobal.bench.tuning import apply_choice, choose, load_choices, plan_trials, why_no_choice
 from mtobal.data import MultiTaskData
@@ -69,7 +71,7 @@ def run_experiment(
     Returns
     -------
     tuple of Failure
-        The runs of this recipe that failed now.
+        The runs of this recipe that failed now; none on a machine that is not the first of several.
 
     Raises
     ------
@@ -80,6 +82,8 @@ def run_experiment(
         raise UsageError(
             "a budget of time needs runs that have the machine to themselves: leave out --jobs and --launcher."
         )
+    if recipe.ranks > 1:
+        _check_devices(recipe, jobs, launcher)
     if logger is not None:
         check_logger(logger)
     if launcher == "local":
@@ -91,6 +95,11 @@ def run_experiment(
     pace = [PACE] if recipe.budget == "time" else []
     recipe = dataclasses.replace(recipe, tasks=tasks, strategies=(*pace, *recipe.strategies, *sweep))
     runs = plan_runs(recipe)
+    setting = Setting(recipe, folder, logger)
+    meeting = Meeting(recipe) if recipe.ranks > 1 else None
+    if meeting is not None and meeting.node.number > 0:
+        follow(setting, meeting)
+        return ()
     trials = plan_trials(recipe, runs, load_choices(folder))
     with writing_to(folder):
         _claim_folder(folder, recipe)
@@ -98,10 +107,13 @@ def run_experiment(
     if launcher == "ray":
         launch = on_ray
     else:
-        launch = partial(in_processes, jobs) if jobs > 1 else partial(one_after_another, data)
-    setting = Setting(recipe, folder, logger)
+        in_others = jobs > 1 or meeting is not None
+        launch = partial(in_processes, jobs, meeting=meeting) if in_others else partial(one_after_another, data)
     failures: list[Failure] = []
-    with ExperimentProgress(console, len(trials) + len(runs), recipe.epochs) as progress:
+    with ExitStack() as stack:
+        if meeting is not None:
+            stack.callback(meeting.end)
+        progress = stack.enter_context(ExperimentProgress(console, len(trials) + len(runs), recipe.epochs))
 
         def report(event: Event) -> None:
             progress.show(event)
@@ -118,6 +130,17 @@ def run_experiment(
         if left := _unfinished(runs, folder, progress):
             launch(left, setting, report)
     return tuple(failures)
+
+
+def _check_devices(recipe: Recipe, jobs: int, launcher: str) -> None:
+    """Refuse to share out devices among runs that take all of them."""
+    if launcher == "ray":
+        raise UsageError("--devices and --num-nodes do not go with --launcher ray, which gives a run one device.")
+    if jobs > 1 and (recipe.num_nodes > 1 or on_cuda(recipe)):
+        raise UsageError(
+            "--jobs does not go with several devices, of which every run takes all; leave out --jobs."
+        )
+    Node.here(recipe)
 
 
 def _unfinished(runs: Sequence[Run], folder: Path, progress: ExperimentProgress) -> list[Run]:

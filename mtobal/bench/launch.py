@@ -123,6 +123,23 @@ def perform(run: Run, setting: Setting, data: MultiTaskData, report: Report) -> 
             report(Finished(run, record))
 
 
+def attend(run: Run, setting: Setting, data: MultiTaskData) -> Failure | None:
+    """Train a run as a further process of its team, which leaves nothing; return why it failed, if it did."""
+    try:
+        execute_run(
+            run,
+            setting.recipe,
+            data,
+            run.folder(setting.folder),
+            on_epoch=lambda epoch: None,
+            on_message=lambda text: None,
+            pace=_pace(run, setting),
+        )
+    except Exception as error:
+        return Failure(run.row, run.seed, _reason(error), traceback.format_exc())
+    return None
+
+
 def failed(run: Run, setting: Setting, reason: str, trace: str = "") -> Failed:
     """Write down why a run failed."""
     failure = Failure(run.row, run.seed, reason, trace)

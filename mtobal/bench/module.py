@@ -12,10 +12,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from mtobal.bench import teams
 from mtobal.bench.records import MetricInfo
 from mtobal.callbacks import MultiTaskBalancer
 from mtobal.data import Batch
 from mtobal.errors import UsageError
+from mtobal.gradients import Ranks
 from mtobal.models.base import MultiTaskModel
 from mtobal.strategies import Composition
 from mtobal.tasks import Task
@@ -72,6 +74,9 @@ class MultiTaskModule(pl.LightningModule):
         }
         self.metric_infos = tuple(_info(name, metric) for name, metric in metrics.items())
         self.metrics = nn.ModuleList(metrics.values())  # a ModuleDict refuses names with a dot
+        for metric in self.metrics.modules():
+            if isinstance(metric, Metric):  # every process of a team evaluates the whole split
+                metric.sync_on_compute = False
         self._loss_sums: dict[str, Tensor] = {}
         self._label_counts: dict[str, Tensor] = {}
         self._representation_reader: str | None = None
@@ -100,13 +105,17 @@ class MultiTaskModule(pl.LightningModule):
         outputs = self.model.decode(representation, inputs)
         penalties = self.model.penalty(inputs)
         losses: dict[str, Tensor | None] = {}
+        shares = self._shares(batch)
         for task, target in self._targets(batch):
             losses[task.name] = None
-            if task.labelled(target).any():
-                loss = task.loss(outputs[task.name], target)
+            if task.name in shares:
+                share, output = shares[task.name], outputs[task.name]
+                loss = task.loss(output, target) * share if share else 0 * output.sum()
                 losses[task.name] = loss + penalties[task.name] if task.name in penalties else loss
         present = [loss for loss in losses.values() if loss is not None]
         if not present:
+            if teams.size() > 1:
+                raise UsageError("a batch has no label of any task, which several devices cannot skip: use one.")
             return None  # Lightning's word for a batch that has no step
         step = {"loss": torch.stack(present).sum(), "losses": losses}
         return {**step, "representation": representation} if isinstance(representation, Tensor) else step
@@ -158,7 +167,26 @@ class MultiTaskModule(pl.LightningModule):
 
         A loss is the mean over all labels of the split, whatever the batches they came in; NaN without any.
         """
-        return self._mean_losses(), {info.name: float(metric.compute()) for info, metric in self._metrics()}
+        metrics = {info.name: float(metric.compute()) for info, metric in self._metrics()}
+        return self._mean_losses(), teams.from_first(metrics)
+
+    def _shares(self, batch: Batch) -> dict[str, float]:
+        """Return by what each loss is multiplied, so that its mean over the ranks is that over all labels.
+
+        That is the number of labels here, relative to the mean over the ranks. A task without any label, here
+        and elsewhere, is left out.
+        """
+        here = {task.name: task.labelled(target).sum() for task, target in self._targets(batch)}
+        if not here:
+            return {}
+        counts = torch.stack(list(here.values()))
+        ranks = Ranks.now()
+        totals = ranks.sum(counts) if ranks.size > 1 else counts
+        return {
+            task: count * ranks.size / total
+            for task, count, total in zip(here, counts.tolist(), totals.tolist(), strict=True)
+            if total
+        }
 
     def _targets(self, batch: Batch) -> Iterator[tuple[Task, Tensor]]:
         """Go through the tasks that the batch has targets of."""
@@ -175,7 +203,8 @@ class MultiTaskModule(pl.LightningModule):
         }
 
     def _mean_losses(self) -> dict[str, float]:
-        return {task: float(total / self._label_counts[task]) for task, total in self._loss_sums.items()}
+        losses = {task: float(total / self._label_counts[task]) for task, total in self._loss_sums.items()}
+        return teams.from_first(losses)
 
     def _evaluate(self, batch: Batch) -> None:
         outputs = self.model(batch[0])

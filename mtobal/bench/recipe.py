@@ -17,7 +17,17 @@ from mtobal.options import resolve_options
 
 BUDGETS = ("epochs", "time")
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
-POSITIVE = ("batch_size", "learning_rate", "decay_factor", "epochs", "evaluation_batch_size", "seeds", "threads")
+POSITIVE = (
+    "batch_size",
+    "learning_rate",
+    "decay_factor",
+    "epochs",
+    "evaluation_batch_size",
+    "seeds",
+    "devices",
+    "num_nodes",
+    "threads",
+)
 NOT_NEGATIVE = (
     "weight_decay",
     "decay_epochs",
@@ -46,7 +56,7 @@ class Recipe:
     tasks : tuple of str
         The tasks to train; none means all those of the data set.
     batch_size : int
-        Samples a step.
+        Samples a step, over all devices.
     learning_rate, weight_decay : float
         Of the Adam optimizer.
     decay_epochs : int
@@ -83,9 +93,13 @@ class Recipe:
         How many settings to try of every row before it is trained with the seeds; 0 tunes nothing.
     accelerator : str
         Where to train: auto, cpu, cuda or mps.
+    devices : int
+        How many of them train one run together, on each machine.
+    num_nodes : int
+        On how many machines.
     threads : int
-        CPU threads of torch. Sums taken in another order differ in their last digits, so that the number is
-        part of the recipe and not left to the machine.
+        CPU threads of torch for each device. Sums taken in another order differ in their last digits, so that the
+        number is part of the recipe and not left to the machine.
     workers : int
         Processes that read data ahead; they change nothing but the time.
     """
@@ -112,6 +126,8 @@ class Recipe:
     tune: tuple[str, ...] = ()
     trials: int = 0
     accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
     threads: int = 1
     workers: int = 0
 
@@ -122,6 +138,11 @@ class Recipe:
         for name in NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise UsageError(f"recipe: {name} should be zero or more, not {getattr(self, name)}.")
+        if self.ranks > 1 and self.batch_size < 2 * self.ranks:
+            raise UsageError(
+                f"recipe: batch_size {self.batch_size} is too small for {self.ranks} devices, which share every "
+                "batch and need two samples each."
+            )
         if self.scalarization > LONGEST_SWEEP:
             raise UsageError(f"recipe: scalarization should be at most {LONGEST_SWEEP}, not {self.scalarization}.")
         if self.accelerator not in ACCELERATORS:
@@ -141,6 +162,11 @@ class Recipe:
         object.__setattr__(self, "strategies", specs)
         object.__setattr__(self, "data", _resolved("data set", self.data, data.lookup))
         object.__setattr__(self, "model", _resolved("model", self.model, models.lookup))
+
+    @property
+    def ranks(self) -> int:
+        """How many processes train one run together, one for each device."""
+        return self.devices * self.num_nodes
 
     def as_mapping(self) -> dict[str, Any]:
         """Return all of the recipe as YAML and JSON hold it."""

@@ -17,10 +17,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from mtobal.bench import teams
 from mtobal.bench.module import MultiTaskModule
 from mtobal.bench.records import EpochRecord, columns
 from mtobal.bench.scores import mean_main_metric
 from mtobal.callbacks import ConflictMonitor, MultiTaskBalancer
+from mtobal.gradients import Ranks
 
 WHOLE = "all"
 """The name under which the conflict of all shared parameters together is recorded."""
@@ -126,7 +128,8 @@ class Recorder(Checkpoint):
                 logger.log_metrics(columns(record), step=record.epoch)
 
     def _stop_in_time(self, trainer: pl.Trainer) -> None:
-        if self.budget_seconds is not None and self.training_seconds >= self.budget_seconds:
+        # The clocks of a team differ, and all of it must stop at the same step.
+        if self.budget_seconds is not None and teams.from_first(self.training_seconds) >= self.budget_seconds:
             trainer.should_stop = True
 
     def on_train_batch_start(
@@ -221,8 +224,11 @@ class Recorder(Checkpoint):
 
 
 def _mean(losses: list[Tensor]) -> float:
-    """Return the mean over the steps in which the task had labels; NaN where it had none."""
-    return float(torch.stack(losses).mean()) if losses else math.nan
+    """Return the mean over the steps in which the task had labels, and over the ranks; NaN where it had none."""
+    if not losses:
+        return math.nan
+    mean, ranks = torch.stack(losses).mean(), Ranks.now()
+    return float(mean if ranks.size == 1 else ranks.sum(mean) / ranks.size)
 
 
 def _now(device: torch.device) -> float:

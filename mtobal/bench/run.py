@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch.loggers import Logger
 
 from mtobal import models
+from mtobal.bench import teams
 from mtobal.bench.checkpoint import is_whole
 from mtobal.bench.module import MultiTaskModule
 from mtobal.bench.plan import Run
@@ -47,6 +48,8 @@ def execute_run(
 ) -> RunRecord:
     """Train a run to its end, from its last checkpoint if there is one, and save its record.
 
+    Of a team of processes, every one calls it, and the first one alone writes.
+
     Parameters
     ----------
     run : Run
@@ -74,7 +77,9 @@ def execute_run(
         The user stopped the run; the next call resumes it.
     """
     config = resolved_config(run, recipe)
-    write_text_atomic(folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
+    writes = teams.rank() == 0
+    if writes:
+        write_text_atomic(folder / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
     torch.manual_seed(derive_seed("model", run.seed))
     tasks = [task for task in data.tasks if task.name in run.tasks]
     model = models.build(input_shape=data.input_shape, tasks=tasks, **recipe.model)
@@ -122,7 +127,7 @@ def execute_run(
             selected_epoch, selection = recorder.best_epoch, SELECTION
             module.model.load_state_dict(recorder.best_weights)
             test_metrics = {} if run.trial is not None else _test(trainer, module, recipe, data)
-        predictions = None if run.trial is not None else predict(module, data.test)
+        predictions = predict(module, data.test) if run.trial is None and writes else None
     if predictions is not None:
         save_predictions(folder, predictions)
     record = RunRecord(
@@ -150,8 +155,9 @@ def execute_run(
         logger.log_hyperparams(config)
         logger.log_metrics({f"test/{name}": value for name, value in test_metrics.items()})
         logger.finalize("success")
-    save_run(folder, record)
-    checkpoint.unlink(missing_ok=True)
+    if writes:
+        save_run(folder, record)
+        checkpoint.unlink(missing_ok=True)
     return record
 
 

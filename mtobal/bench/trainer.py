@@ -16,7 +16,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
+from lightning.pytorch.strategies import DDPStrategy
 
+from mtobal.bench import teams
 from mtobal.bench.checkpoint import WholeCheckpoints
 from mtobal.bench.module import MultiTaskModule
 from mtobal.bench.recipe import Recipe
@@ -27,7 +30,10 @@ from mtobal.errors import UsageError
 
 
 class SeedEpochs(pl.Callback):
-    """Seed torch's global generator at the start of every epoch from the run's seed and the epoch alone."""
+    """Seed torch's global generator at the start of every epoch from the run's seed and the epoch alone.
+
+    The processes of a team draw different numbers, for they have different samples.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -37,7 +43,8 @@ class SeedEpochs(pl.Callback):
     ) -> None:
         # Lightning leaves on_train_epoch_start out for the epoch after a resumption.
         if batch_idx == 0:
-            torch.manual_seed(derive_seed("epoch", self.seed, trainer.current_epoch))
+            others = (teams.rank(),) if teams.rank() else ()
+            torch.manual_seed(derive_seed("epoch", self.seed, trainer.current_epoch, *others))
 
 
 def make_trainer(
@@ -45,15 +52,23 @@ def make_trainer(
 ) -> pl.Trainer:
     """Return a trainer that writes nothing of its own; a timed one leaves it to the recorder when to stop.
 
+    In a team of processes it trains by DDP, and elsewhere on one device.
+
     Raises
     ------
     UsageError
         The machine lacks the accelerator.
     """
+    in_team = teams.size() > 1
+    # In some batches a task has no sample, so that its own parameters are left out on all devices.
+    ddp = DDPStrategy(cluster_environment=LightningEnvironment(), find_unused_parameters=True)
     try:
         return pl.Trainer(
             accelerator=recipe.accelerator,
-            devices=1,
+            devices=recipe.devices if in_team else 1,
+            num_nodes=recipe.num_nodes if in_team else 1,
+            strategy=ddp if in_team else "auto",
+            use_distributed_sampler=False,  # the loader knows which share of a batch is whose
             max_epochs=-1 if timed else recipe.epochs,
             callbacks=callbacks,
             plugins=[WholeCheckpoints()],
@@ -70,7 +85,14 @@ def make_trainer(
 def check_accelerator(recipe: Recipe) -> None:
     """Refuse a recipe none of whose runs can be trained on this machine."""
     with quiet_lightning(), torch_settings(recipe.threads):
-        make_trainer(recipe, [])
+        trainer = make_trainer(recipe, [])
+    kind = trainer.strategy.root_device.type
+    available = (os.cpu_count() or 1) if kind == "cpu" else trainer.accelerator.auto_device_count()
+    if recipe.devices > available:
+        unit = "cores" if kind == "cpu" else f"{kind} devices"
+        raise UsageError(
+            f"--devices {recipe.devices} are more than this machine has {unit}, which is {available}."
+        )
 
 
 def fit(
@@ -87,7 +109,9 @@ def fit(
     try:
         trainer.fit(
             module,
-            training_loader(data.train, recipe.batch_size, seed, recipe.workers),
+            training_loader(
+                data.train, recipe.batch_size, seed, recipe.workers, rank=teams.rank(), ranks=teams.size()
+            ),
             evaluation_loader(data.validation, recipe.evaluation_batch_size, recipe.workers),
             ckpt_path=checkpoint,
         )

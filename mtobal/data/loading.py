@@ -25,6 +25,9 @@ class ShuffledBatches(Sampler[Draw]):
     The trainer announces the epoch through `set_epoch`. No state is carried from epoch to epoch, and none lies in
     worker processes: a batch is the same with any number of them.
 
+    Where several ranks train together, each reads its part of every batch; one too small to give each of them two
+    samples is read whole by all.
+
     Examples
     --------
     >>> from mtobal.data import InMemoryDataset
@@ -34,10 +37,14 @@ class ShuffledBatches(Sampler[Draw]):
     [0, 1, 2, 3, 4]
     """
 
-    def __init__(self, dataset: MultiTaskDataset, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: MultiTaskDataset, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
+        self.rank = rank
+        self.ranks = ranks
         self.epoch = 0
         self._length = len(dataset.batches(batch_size, torch.Generator()))
 
@@ -51,7 +58,9 @@ class ShuffledBatches(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(derive_seed("batches", self.seed, self.epoch))
         for number, indices in enumerate(self.dataset.batches(self.batch_size, generator)):
-            yield Draw(indices, derive_seed("augmentation", self.seed, self.epoch, number))
+            mine = (self.rank,) if self.rank else ()
+            seed = derive_seed("augmentation", self.seed, self.epoch, number, *mine)
+            yield Draw(_part(indices, self.rank, self.ranks), seed)
 
 
 class OrderedBatches(Sampler[Indices]):
@@ -77,7 +86,9 @@ class _TrainingBatches(Dataset[Batch]):
         return self._dataset.training_batch(draw.indices, draw.seed)
 
 
-def training_loader(dataset: MultiTaskDataset, batch_size: int, seed: int, workers: int = 0) -> DataLoader[Batch]:
+def training_loader(
+    dataset: MultiTaskDataset, batch_size: int, seed: int, workers: int = 0, *, rank: int = 0, ranks: int = 1
+) -> DataLoader[Batch]:
     """Return a loader of shuffled, augmented batches.
 
     Parameters
@@ -90,13 +101,24 @@ def training_loader(dataset: MultiTaskDataset, batch_size: int, seed: int, worke
         Decides order and augmentation.
     workers : int
         How many processes read ahead; 0 reads in this one. The batches do not depend on it.
+    rank, ranks : int
+        Which part of every batch to read, where several processes train together.
     """
-    return _loader(_TrainingBatches(dataset), ShuffledBatches(dataset, batch_size, seed), workers)
+    return _loader(_TrainingBatches(dataset), ShuffledBatches(dataset, batch_size, seed, rank, ranks), workers)
 
 
 def evaluation_loader(dataset: MultiTaskDataset, batch_size: int = 1024, workers: int = 0) -> DataLoader[Batch]:
     """Return a loader that goes through the data set once, in order and as it is."""
     return _loader(dataset, OrderedBatches(dataset, batch_size), workers)
+
+
+def _part(indices: Indices, rank: int, ranks: int) -> Indices:
+    if isinstance(indices, dict):
+        return {
+            task: rows.tensor_split(ranks)[rank] if len(rows) >= 2 * ranks else rows
+            for task, rows in indices.items()
+        }
+    return indices.tensor_split(ranks)[rank] if len(indices) >= 2 * ranks else indices
 
 
 def _loader(dataset: Dataset[Batch], batches: Sampler[Draw] | Sampler[Indices], workers: int) -> DataLoader[Batch]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import numpy as np
@@ -77,12 +79,17 @@ def _render(seed: int, split: int, number: int, height: int, width: int) -> InMe
     labels = np.empty((number, height, width), dtype=np.int64)
     depths = np.empty((number, 1, height, width), dtype=np.float32)
     normals = np.empty((number, 3, height, width), dtype=np.float32)
-    for index in range(number):
-        # A room depends on nothing but these three numbers, however many others are rendered.
+
+    def render(index: int) -> None:
+        # A room depends on nothing but these three numbers, however many others are rendered, and by whom.
         scene = draw_scene(Random(f"{seed}/{split}/{index}"))
         hits = cast(scene, height, width)
         images[index] = shade(scene, hits, np.random.default_rng([seed, split, index]))
         labels[index], depths[index, 0], normals[index] = annotate(scene, hits)
+
+    # Threads, for NumPy lets others run while it computes.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(render, range(number)))
     return InMemoryDataset(
         torch.from_numpy(images),
         {
