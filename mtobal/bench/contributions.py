@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mtobal import data as data_sets
 from mtobal.bench.launch import Event, Failed, Finished, Setting, perform
-from mtobal.bench.plan import Run
+from mtobal.bench.plan import Run, select_tasks
 from mtobal.bench.progress import ExperimentProgress
 from mtobal.bench.recipe import Recipe
 from mtobal.bench.records import (
@@ -32,8 +32,7 @@ from mtobal.bench.records import (
 )
 from mtobal.bench.subsets import LabelSubsets
 from mtobal.bench.trainer import check_accelerator
-from mtobal.data import MultiTaskData
-from mtobal.errors import UsageError, unknown_name
+from mtobal.errors import UsageError
 from mtobal.strategies.validation.visatb import (
     TaskWeights,
     contributions,
@@ -243,7 +242,7 @@ def measure_contributions(
         raise UsageError(f"expected shares 0 < mini < large <= 1, not mini {mini:g} and large {large:g}.")
     check_accelerator(recipe)
     data = data_sets.load(**recipe.data)
-    names = _select_tasks(recipe, data)
+    names = select_tasks(recipe, data)
     tasks = [task for task in data.tasks if task.name in names]
     recipe = dataclasses.replace(recipe, tasks=names, strategies=(STRATEGY,))
     with writing_to(folder):
@@ -304,17 +303,6 @@ def _scores(record: RunRecord, metrics: list[str], average_last: int) -> list[fl
                 "(--epochs)."
             )
     return scores
-
-
-def _select_tasks(recipe: Recipe, data: MultiTaskData) -> tuple[str, ...]:
-    known = [task.name for task in data.tasks]
-    for name in recipe.tasks:
-        if name not in known:
-            raise unknown_name("task", name, known)
-    names = tuple(name for name in known if not recipe.tasks or name in recipe.tasks)
-    if len(names) < 2:
-        raise UsageError(f"tasks: what tasks contribute to each other takes two or more, not {names[0]} alone.")
-    return names
 
 
 def _claim_folder(folder: Path, recipe: Recipe, shares: tuple[float, float]) -> None:

@@ -15,7 +15,7 @@ from mtobal import data as data_sets
 from mtobal.bench.launch import Event, Failed, Launcher, Setting, failed, one_after_another
 from mtobal.bench.loggers import check_logger
 from mtobal.bench.on_ray import on_ray
-from mtobal.bench.plan import PACE, Run, plan_runs, static_weights
+from mtobal.bench.plan import PACE, Run, plan_runs, select_tasks, static_weights
 from mtobal.bench.processes import follow, in_processes
 from mtobal.bench.progress import ExperimentProgress
 from mtobal.bench.recipe import Recipe, load_recipe
@@ -31,7 +31,7 @@ from mtobal.bench.teams import Meeting, Node, on_cuda
 from mtobal.bench.trainer import check_accelerator
 from mtobal.bench.tuning import apply_choice, choose, load_choices, plan_trials, why_no_choice
 from mtobal.data import MultiTaskData
-from mtobal.errors import UsageError, unknown_name
+from mtobal.errors import UsageError
 
 EXTENSIBLE = ("title", "strategies", "scalarization", "seeds")
 """The keys of a recipe in which a folder may differ from the recipe of a new call."""
@@ -90,7 +90,7 @@ def run_experiment(
         check_accelerator(recipe)
     data = data_sets.load(**recipe.data)
     _check_selection(recipe, data)
-    tasks = _select_tasks(recipe, data)
+    tasks = select_tasks(recipe, data)
     sweep = static_weights(recipe.scalarization, len(tasks))
     pace = [PACE] if recipe.budget == "time" else []
     recipe = dataclasses.replace(recipe, tasks=tasks, strategies=(*pace, *recipe.strategies, *sweep))
@@ -166,18 +166,6 @@ def _check_selection(recipe: Recipe, data: MultiTaskData) -> None:
             f"recipe: the validation split of data set {recipe.data['name']!r} is its test split, on which no "
             "epoch may be chosen; set average_last to a number of last epochs, or let the data set hold some out."
         )
-
-
-def _select_tasks(recipe: Recipe, data: MultiTaskData) -> tuple[str, ...]:
-    known = [task.name for task in data.tasks]
-    for name in recipe.tasks:
-        if name not in known:
-            raise unknown_name("task", name, known)
-    # In the order of the data set, whatever the order in which they were asked for.
-    names = tuple(name for name in known if not recipe.tasks or name in recipe.tasks)
-    if len(names) < 2:
-        raise UsageError(f"tasks: strategies balance two tasks or more, not {', '.join(names)} alone.")
-    return names
 
 
 def _claim_folder(folder: Path, recipe: Recipe) -> None:

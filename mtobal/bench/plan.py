@@ -10,6 +10,8 @@ from typing import Literal
 
 from mtobal.bench.recipe import Recipe
 from mtobal.bench.records import TUNING_FOLDER, run_folder
+from mtobal.data import MultiTaskData
+from mtobal.errors import UsageError, unknown_name
 
 PACE = "ew"
 """The row that has the recipe's epochs under a budget of time."""
@@ -90,3 +92,15 @@ def static_weights(number: int, tasks: int) -> list[str]:
         if row not in rows:  # of two tasks, rounding makes some draws equal
             rows.append(row)
     return rows
+
+
+def select_tasks(recipe: Recipe, data: MultiTaskData) -> tuple[str, ...]:
+    """Return the tasks of a recipe, or all those of its data set, in the order of the data set."""
+    known = [task.name for task in data.tasks]
+    for name in recipe.tasks:
+        if name not in known:
+            raise unknown_name("task", name, known)
+    names = tuple(name for name in known if not recipe.tasks or name in recipe.tasks)
+    if len(names) < 2:
+        raise UsageError(f"tasks: it takes two tasks or more to balance or compare, not {', '.join(names)} alone.")
+    return names

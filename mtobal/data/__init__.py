@@ -3,7 +3,7 @@
 from mtobal.data.digits import digits
 from mtobal.data.loading import evaluation_loader, training_loader
 from mtobal.data.multitask import Batch, InMemoryDataset, MultiTaskData, MultiTaskDataset
-from mtobal.data.registry import available, checks, load, lookup, prepare
+from mtobal.data.registry import available, checkable, checks, load, lookup, preparable, prepare
 from mtobal.data.restoration import restoration
 from mtobal.data.rooms import rooms
 from mtobal.data.samplers import PredictiveTaskSampler, RelevanceSampler
@@ -16,11 +16,13 @@ __all__ = [
     "PredictiveTaskSampler",
     "RelevanceSampler",
     "available",
+    "checkable",
     "checks",
     "digits",
     "evaluation_loader",
     "load",
     "lookup",
+    "preparable",
     "prepare",
     "restoration",
     "rooms",

@@ -79,6 +79,16 @@ def available() -> list[str]:
     return sorted(_DATA_SETS)
 
 
+def checkable() -> list[str]:
+    """Return the names of those that lie on disk, whose files can be checked."""
+    return sorted(_CHECKS)
+
+
+def preparable() -> list[str]:
+    """Return the names of those whose published files can be converted."""
+    return sorted(_PREPARATIONS)
+
+
 def lookup(name: str) -> Callable[..., MultiTaskData]:
     """Return the function that loads the data set; its keyword-only parameters are the options."""
     if name not in _DATA_SETS:

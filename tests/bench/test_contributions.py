@@ -302,7 +302,7 @@ def test_a_failed_training_stops_with_one_line(recipe: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "left"], "takes two or more, not left alone"),
+        (["--tasks", "left"], "two tasks or more to balance or compare, not left alone"),
         (["--tasks", "left,rihgt"], "unknown task 'rihgt': did you mean 'right'?"),
         (["--mini", "0.5"], "expected shares 0 < mini < large <= 1, not mini 0.5 and large 0.25"),
         (["--large", "2"], "--large: expected a share above 0 and up to 1, such as 0.25 or 1/4, not '2'"),
