@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from concurrent.futures import ThreadPoolExecutor
+import sys
+import warnings
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from mtobal.data.multitask import InMemoryDataset, MultiTaskData
 from mtobal.data.rooms.furnishing import draw_scene
@@ -17,6 +22,9 @@ from mtobal.data.rooms.shading import shade
 from mtobal.data.scenes import DEPTH, NORMALS, SEGMENTATION, zoom_and_flip
 from mtobal.errors import UsageError
 from mtobal.tasks import Depth, Normals, Segmentation
+
+PORTION = 16
+"""Rooms that one process renders at a time."""
 
 
 def rooms(
@@ -74,30 +82,54 @@ def rooms(
     )
 
 
+@dataclass(frozen=True)
+class _Renderings(Dataset[tuple[int, tuple[Tensor, ...]]]):
+    """The rooms of a split in portions, each with the number of its first."""
+
+    seed: int
+    split: int
+    number: int
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return -(-self.number // PORTION)
+
+    def __getitem__(self, portion: int) -> tuple[int, tuple[Tensor, ...]]:
+        first = portion * PORTION
+        rooms = [self._room(index) for index in range(first, min(first + PORTION, self.number))]
+        return first, tuple(torch.from_numpy(np.stack(arrays)) for arrays in zip(*rooms, strict=True))
+
+    def _room(self, index: int) -> tuple[Array, Array, Array, Array]:
+        # A room depends on nothing but these three numbers, however many others are rendered, and where.
+        scene = draw_scene(Random(f"{self.seed}/{self.split}/{index}"))
+        hits = cast(scene, self.height, self.width)
+        image = shade(scene, hits, np.random.default_rng([self.seed, self.split, index]))
+        labels, depth, normals = annotate(scene, hits)
+        return image.astype(np.float32), labels, depth[None].astype(np.float32), normals.astype(np.float32)
+
+
 def _render(seed: int, split: int, number: int, height: int, width: int) -> InMemoryDataset:
-    images = np.empty((number, 3, height, width), dtype=np.float32)
-    labels = np.empty((number, height, width), dtype=np.int64)
-    depths = np.empty((number, 1, height, width), dtype=np.float32)
-    normals = np.empty((number, 3, height, width), dtype=np.float32)
+    images, depths, normals = (torch.empty(number, channels, height, width) for channels in (3, 1, 3))
+    labels = torch.empty(number, height, width, dtype=torch.int64)
+    renderings = _Renderings(seed, split, number, height, width)
+    with warnings.catch_warnings():
+        # Threads of the parent are no danger: the children compute with NumPy alone.
+        warnings.filterwarnings("ignore", message=".* use of fork\\(\\) may lead to deadlocks")
+        apart = torch.Generator()  # a loader draws from it, and the global one shall stay as it is
+        workers = _workers(len(renderings))
+        for first, arrays in DataLoader(renderings, batch_size=None, num_workers=workers, generator=apart):
+            for whole, part in zip((images, labels, depths, normals), arrays, strict=True):
+                whole[first : first + len(part)] = part
+    return InMemoryDataset(images, {SEGMENTATION: labels, DEPTH: depths, NORMALS: normals})
 
-    def render(index: int) -> None:
-        # A room depends on nothing but these three numbers, however many others are rendered, and by whom.
-        scene = draw_scene(Random(f"{seed}/{split}/{index}"))
-        hits = cast(scene, height, width)
-        images[index] = shade(scene, hits, np.random.default_rng([seed, split, index]))
-        labels[index], depths[index, 0], normals[index] = annotate(scene, hits)
 
-    # Threads, for NumPy lets others run while it computes.
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(pool.map(render, range(number)))
-    return InMemoryDataset(
-        torch.from_numpy(images),
-        {
-            SEGMENTATION: torch.from_numpy(labels),
-            DEPTH: torch.from_numpy(depths),
-            NORMALS: torch.from_numpy(normals),
-        },
-    )
+def _workers(portions: int) -> int:
+    """Return how many processes pay; elsewhere than on Linux, a new one costs more than it renders."""
+    if sys.platform != "linux" or multiprocessing.current_process().daemon:  # which may have no children
+        return 0
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, portions) if cores > 1 and portions > 1 else 0
 
 
 def annotate(scene: Scene, hits: Hits) -> tuple[Array, Array, Array]:
