@@ -8,7 +8,6 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mtobal.models.base import Inputs
-from mtobal.models.decoders import ASPP as ASPP  # also known from here
 from mtobal.models.decoders import at_size_of, build_decoders
 from mtobal.models.hard_sharing import HardSharing
 from mtobal.models.resnet import Depth, ResNet

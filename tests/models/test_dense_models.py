@@ -10,7 +10,7 @@ from torch import nn
 
 from mtobal import models
 from mtobal.errors import UsageError
-from mtobal.models.deeplab import ASPP
+from mtobal.models.decoders import ASPP
 from mtobal.models.resnet import ResNet
 from mtobal.tasks import Classification, Depth, Normals, Segmentation, Task
 
