@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mtobal.balancer.again import Again, Closure, Losses, Part
+from mtobal.balancer.aggregator import Aggregator
 from mtobal.balancer.guard import Guard, Policy
 from mtobal.balancer.losses import present_losses, share_losses
+from mtobal.balancer.parameters import Parameters
 from mtobal.balancer.passes import Passes
 from mtobal.balancer.records import Solution, restricted
 from mtobal.errors import UsageError, unknown_name
@@ -124,7 +126,9 @@ class Balancer:
         patience: int = 10,
     ) -> None:
         if model is not None and not isinstance(model, nn.Module):
-            raise UsageError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+            raise UsageError(
+                f'model must be a torch.nn.Module, not {type(model).__name__}: Balancer("pcgrad", model).'
+            )
         if shared is not None and model is None:
             raise UsageError("shared= names parameters of the model: pass the model too.")
         self.strategy: Composition = build(strategy)
@@ -143,30 +147,30 @@ class Balancer:
             keep_buffers()
         self.guard = Guard(nonfinite, patience)
         self.observers: list[Observer] = []
-        self._passes = Passes(
-            self.strategy, model, names, self.gradients, self.guard, None if tasks is None else tuple(tasks)
-        )
+        self._parameters = Parameters(self.strategy, model, names, None if tasks is None else tuple(tasks))
+        self._aggregator = Aggregator(self.strategy, self.gradients, self.guard, self._parameters)
+        self._passes = Passes(self.strategy, model, self.gradients, self.guard, self._parameters, self._aggregator)
         self._ahead: LookAhead | None = None  # what the strategies have seen of the step to come
 
     @property
     def tasks(self) -> tuple[str, ...] | None:
         """Names of all tasks, in order; None before the first step, if they were not given."""
-        return self._passes.tasks
+        return self._parameters.tasks
 
     @property
     def partition(self) -> Partition | None:
         """Shared, task-own and unused parameters; None before the first step. Printing it shows them by module."""
-        return self._passes.partition
+        return self._parameters.partition
 
     @property
     def skipped(self) -> bool:
         """Whether the last step was skipped, because something in it was not finite."""
-        return self._passes.skipped
+        return self._aggregator.skipped
 
     @property
     def failed_solves(self) -> int:
         """In how many steps the solver of an aggregation has failed, so that equal weights were applied."""
-        return self._passes.failed_solves
+        return self._aggregator.failed_solves
 
     def __repr__(self) -> str:
         return f"Balancer({self.strategy.spec!r}, tasks={self.tasks})"
@@ -217,7 +221,7 @@ class Balancer:
         ranks = Ranks.now()
         present = self._present(losses)
         if not torch.is_grad_enabled():
-            step, _ = share_losses(present, self._passes.known_tasks, self.model, ranks)
+            step, _ = share_losses(present, self._parameters.known_tasks, self.model, ranks)
             assert step.losses is not None
             return step.losses.sum()
         if self._ahead is None and self.strategy.looks_ahead:
@@ -226,7 +230,7 @@ class Balancer:
                 "validation=...), or call balancer.look_ahead(closure, optimizer, validation=...) before this."
             )
         ahead, self._ahead = self._ahead, None
-        tasks = self._passes.known_tasks
+        tasks = self._parameters.known_tasks
         device = next(iter(present.values())).device.type if present else "cpu"
         repeat = share = None
         if self.gradients.fraction < 1:
@@ -236,6 +240,7 @@ class Balancer:
         with torch.autocast(device, enabled=False):  # it would run products of gradients in half precision
             self.guard.begin()
             step, bad = share_losses(present, tasks, self.model, ranks)
+            self._parameters.find(present, ranks, joins=self._aggregator.accumulated is not None)
             if representation is not None:
                 step = replace(step, representation=representation.detach())
             if bad:
@@ -246,11 +251,11 @@ class Balancer:
                 self.guard.caught(ahead.broken, "loss or a gradient ahead of the step")
             skips = bool(bad) and (self.guard.policy == "skip" or not step.active)
             skips |= ahead is not None and bool(ahead.broken)
-            self._passes.begin(step, present, skips, ranks)
+            self._aggregator.begin(skips)
             if skips:
                 return self._passes.skipped_loss(step, ranks)
             for observe in self.observers:
-                observe(present, self._passes.known_partition)
+                observe(present, self._parameters.known_partition)
             balanced = self._passes.balanced_loss(step, present, bad, representation, repeat, share, ranks)
             return balanced if ahead is None or ahead.extra is None else balanced + self._passes.further(ahead)
 
@@ -279,11 +284,11 @@ class Balancer:
         >>> model.weight.grad.shape
         torch.Size([2, 3])
         """
-        self._passes.accumulates = True
+        self._aggregator.accumulates = True
         try:
             yield
         finally:
-            self._passes.accumulates = False
+            self._aggregator.accumulates = False
 
     def flush(self) -> Tensor | None:
         """Return the balanced loss of the accumulated batches alone, where the last one of a step has none.
@@ -322,6 +327,11 @@ class Balancer:
         Tensor
             The balanced loss, detached.
         """
+        if not callable(closure) or not hasattr(optimizer, "zero_grad"):
+            raise UsageError(
+                "expected balancer.step(closure, optimizer), where closure() runs the model and returns the "
+                f"losses by task, not a {type(closure).__name__} and a {type(optimizer).__name__}."
+            )
         optimizer.zero_grad()
         self.look_ahead(closure, optimizer, validation=validation)
         before = rng_state() if self.strategy.repeats else None
@@ -387,16 +397,16 @@ class Balancer:
             returned before the first run. It runs without gradients, with the random numbers of the first run
             and without a trace in the batch norms.
         """
-        if self._passes.applied is None:
+        if self._aggregator.applied is None:
             raise UsageError("there has been no step yet whose batch could be looked at again.")
-        before = self._passes.applied.step
+        before = self._aggregator.applied.step
         took_part = {before.tasks[task] for task in before.active}
         ranks, again = Ranks.now(), Accumulated()
         for closure, rng in looks:
             with torch.no_grad(), replayed(self.model, rng):
                 losses, _ = _outcome(closure())
                 losses = {task: loss for task, loss in losses.items() if task in took_part}
-                step, bad = share_losses(self._present(losses), self._passes.known_tasks, self.model, ranks)
+                step, bad = share_losses(self._present(losses), self._parameters.known_tasks, self.model, ranks)
             assert step.losses is not None
             if bad:
                 self.guard.caught([step.tasks[task] for task in bad], "loss after the optimizer's step")
@@ -456,23 +466,25 @@ class Balancer:
 
         Empty before the first step, and for a strategy whose direction is no weighted sum of the gradients.
         """
-        if self._passes.applied is None or self._passes.applied.weights is None:
+        if self._aggregator.applied is None or self._aggregator.applied.weights is None:
             return {}
-        return _by_task(self._passes.applied.step, self._passes.applied.weights)
+        return _by_task(self._aggregator.applied.step, self._aggregator.applied.weights)
 
     @property
     def head_weights(self) -> dict[str, float]:
         """Weights that the last step put on the gradients of the task-own parameters, by active task."""
         return (
-            {} if self._passes.applied is None else _by_task(self._passes.applied.step, self._passes.applied.heads)
+            {}
+            if self._aggregator.applied is None
+            else _by_task(self._aggregator.applied.step, self._aggregator.applied.heads)
         )
 
     @property
     def losses(self) -> dict[str, float]:
         """Losses of the last step, by active task."""
-        if self._passes.applied is None or self._passes.applied.step.losses is None:
+        if self._aggregator.applied is None or self._aggregator.applied.step.losses is None:
             return {}
-        return _by_task(self._passes.applied.step, self._passes.applied.step.losses)
+        return _by_task(self._aggregator.applied.step, self._aggregator.applied.step.losses)
 
     @property
     def gradient_norms(self) -> dict[str, float]:
@@ -480,9 +492,9 @@ class Balancer:
 
         Empty for a strategy that takes no per-task gradients, and for one that reads the Jacobian itself.
         """
-        if self._passes.applied is None or self._passes.applied.gramian is None:
+        if self._aggregator.applied is None or self._aggregator.applied.gramian is None:
             return {}
-        return _by_task(self._passes.applied.step, self._passes.applied.gramian.diag().clamp(min=0).sqrt())
+        return _by_task(self._aggregator.applied.step, self._aggregator.applied.gramian.diag().clamp(min=0).sqrt())
 
     @property
     def cosines(self) -> dict[tuple[str, str], float]:
@@ -490,9 +502,9 @@ class Balancer:
 
         A pair with a gradient of zero is left out. Empty where `gradient_norms` is.
         """
-        if self._passes.applied is None or self._passes.applied.gramian is None:
+        if self._aggregator.applied is None or self._aggregator.applied.gramian is None:
             return {}
-        table = pairwise_cosines(self._passes.applied.gramian)
+        table = pairwise_cosines(self._aggregator.applied.gramian)
         pairs = itertools.combinations(enumerate(self.gradient_norms), 2)
         found = {(one, other): float(table[i, j]) for (i, one), (j, other) in pairs}
         return {pair: cosine for pair, cosine in found.items() if not math.isnan(cosine)}
@@ -511,7 +523,7 @@ class Balancer:
             "spec": self.strategy.spec,
             "tasks": None if self.tasks is None else list(self.tasks),
             "strategy": dict(self.strategy.state_dict()),
-            "solution": None if self._passes.solution is None else asdict(self._passes.solution),
+            "solution": None if self._aggregator.solution is None else asdict(self._aggregator.solution),
             "engine": self.gradients.choice,
             "guard": self.guard.state_dict(),
             "failed_solves": self.failed_solves,
@@ -528,18 +540,18 @@ class Balancer:
             saved = tuple(state["tasks"])
             if self.tasks is not None and self.tasks != saved:
                 raise UsageError(f"the saved state belongs to tasks {saved}, not to {self.tasks}.")
-            self._passes.tasks = saved
+            self._parameters.tasks = saved
         self.strategy.load_state_dict(state["strategy"])
-        self._passes.solution = None if state["solution"] is None else Solution(**state["solution"])
+        self._aggregator.solution = None if state["solution"] is None else Solution(**state["solution"])
         self.gradients.choice = state["engine"]
         self.guard.load_state_dict(state["guard"])
-        self._passes.failed_solves = state["failed_solves"]
+        self._aggregator.failed_solves = state["failed_solves"]
 
     def _present(self, losses: Losses) -> dict[str, Tensor]:
         """Check the losses and keep those that take part in the step; the first ones name the tasks."""
         present = present_losses(losses, self.tasks)
         if self.tasks is None:
-            self._passes.tasks = tuple(losses)
+            self._parameters.tasks = tuple(losses)
         return present
 
 

@@ -65,7 +65,8 @@ class Guard:
                 "training has diverged. Lower the learning rate, or look at that loss."
             )
         answer = "this step is skipped" if self.policy == "skip" else "it sits this step out"
-        warnings.warn(f"the {what} of task {names} is not finite: {answer}.", RuntimeWarning, stacklevel=2)
+        hint = " If its batch had no labels, give None for that task." if what == "loss" else ""
+        warnings.warn(f"the {what} of task {names} is not finite: {answer}.{hint}", RuntimeWarning, stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts."""

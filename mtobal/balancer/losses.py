@@ -36,8 +36,8 @@ def present_losses(losses: Losses, tasks: Sequence[str] | None) -> dict[str, Ten
     for task in losses:
         if task not in names:
             raise UsageError(
-                f"task {task!r} was not among the tasks of the first step ({', '.join(names)}): pass "
-                "tasks= with all names, and leave out or give None for a task that a batch lacks."
+                f"task {task!r} was not among the tasks of the first step ({', '.join(names)}): give every task "
+                "there, None for one without labels in that batch, or all names as tasks= of a Balancer."
             )
     present: dict[str, Tensor] = {}
     for task in names:
@@ -45,12 +45,14 @@ def present_losses(losses: Losses, tasks: Sequence[str] | None) -> dict[str, Ten
         if loss is None:
             continue
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-            raise UsageError(f"the loss of task {task!r} must be a scalar tensor, got {_kind(loss)}.")
+            raise UsageError(
+                f"the loss of task {task!r} must be a scalar tensor, got {_kind(loss)}: {_remedy(loss)}."
+            )
         if torch.is_grad_enabled() and not loss.requires_grad:
             if loss.item() == 0:  # no valid label in this batch
                 continue
             raise UsageError(
-                f"the loss of task {task!r} has no graph: was it detached, or made from a number? "
+                f"the loss of task {task!r} has no graph: was it detached, or made under no_grad or of a number? "
                 "Give None for a task that sits a batch out."
             )
         present[task] = loss
@@ -86,7 +88,9 @@ def share_losses(
     """
     local = [tasks.index(task) for task in present]
     if not local and ranks.size == 1:
-        raise UsageError("no task has a loss in this batch: skip its step.")
+        raise UsageError(
+            "no task has a loss in this batch: skip its step; in Lightning, return None from training_step."
+        )
     values = _side_by_side(present) if present else _no_losses(model)
     finite = values.isfinite().tolist()
     bad = [task for task, good in zip(local, finite, strict=True) if not good]
@@ -124,4 +128,14 @@ def _side_by_side(losses: Mapping[str, Tensor]) -> Tensor:
 def _kind(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    if isinstance(value, Mapping) and not value:
+        return "an empty one"
     return f"a {type(value).__name__}"
+
+
+def _remedy(loss: object) -> str:
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        return "take its mean() or sum()"
+    if isinstance(loss, (float, int)):
+        return "leave out item() and float(), which cut it off its graph"
+    return "give the tensor that the loss function returned"

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning_utilities.core.apply_func import apply_to_collection
 
-from mtobal.balancer import Balancer, Losses, Policy
+from mtobal.balancer import Balancer, Policy
+from mtobal.callbacks.balanced_step import BalancedStep
 from mtobal.errors import UsageError
-from mtobal.gradients import RNGState, replayed, rng_state
 from mtobal.strategies import Composition, Spec, build
 
 MOST_TASKS_IN_PAIRS = 10
@@ -105,9 +100,11 @@ class MultiTaskBalancer(pl.Callback):
         self.higher_is_better = higher_is_better
         self.prog_bar = prog_bar
         self._logs = log  # Lightning gives callbacks a method named log
+        # Wrong options are refused here, and not when the training begins.
+        Balancer(self.strategy, gradients=gradients, nonfinite=nonfinite, patience=patience)
         self.balancer: Balancer | None = None
         self._saved: Mapping[str, Any] | None = None
-        self._step: _BalancedStep | None = None
+        self._step: BalancedStep | None = None
         self._global_step = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -131,14 +128,7 @@ class MultiTaskBalancer(pl.Callback):
             if self._saved is not None:
                 self.balancer.load_state_dict(self._saved)
                 self._saved = None
-        self._step = _BalancedStep(pl_module.training_step, self.balancer, trainer.fit_loop._should_accumulate)
-        if self.strategy.looks_ahead:
-            batches = None if self.validation is None else _cycled(self.validation, trainer, pl_module)
-            self._step.look_ahead = partial(_look_ahead, trainer, pl_module, self._step, batches)
-        if self.strategy.perturbation is not None:
-            self._step.again = partial(_again, trainer, pl_module, self._step)
-        if self.balancer.gradients.fraction < 1:
-            self._step.part = partial(_part, trainer, pl_module, self._step)
+        self._step = BalancedStep(trainer, pl_module, self.balancer, self.validation)
         pl_module.training_step = self._step  # type: ignore[method-assign]
 
     def _check_strategy(self, trainer: pl.Trainer) -> None:
@@ -149,16 +139,21 @@ class MultiTaskBalancer(pl.Callback):
             return
         raise UsageError(
             f"{self.strategy.spec!r} needs per-task gradients of whole parameters, which "
-            f"{_kind(trainer.strategy)} does not keep: train with strategy='ddp', or choose a strategy that "
-            "weighs losses, such as 'uw'."
+            f"a {type(trainer.strategy).__name__} does not keep: train with strategy='ddp', or choose a strategy "
+            "that weighs losses, such as 'uw'."
         )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        _restore(pl_module)
+        self._give_back()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # Lightning skips teardown after an exception.
-        _restore(pl_module)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._step is not None:
+            self._step.give_back()
+            self._step = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._global_step = trainer.global_step  # not zero in a resumed run
@@ -187,7 +182,9 @@ class MultiTaskBalancer(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._look_again(trainer, pl_module)
+        stepped, self._global_step = trainer.global_step != self._global_step, trainer.global_step
+        if stepped and self._step is not None and self.strategy.looks_again:
+            self._step.look_again()
         if self._logs and self.balancer is not None and trainer._logger_connector.should_update_logs:
             self._log(pl_module, self.balancer)
 
@@ -223,16 +220,6 @@ class MultiTaskBalancer(pl.Callback):
         if self.balancer is not None:
             self.balancer.end_epoch()
 
-    def _look_again(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Repeat the training steps of an optimizer step, for strategies that compare the losses."""
-        stepped, self._global_step = trainer.global_step != self._global_step, trainer.global_step
-        if not (stepped and self.balancer and self._step and self.balancer.strategy.looks_again):
-            return
-        looks, self._step.looks = self._step.looks, []
-        if not self.balancer.skipped:
-            with trainer.precision_plugin.train_step_context(), _muted(pl_module):
-                self.balancer.look_again(looks)
-
     def _log(self, pl_module: pl.LightningModule, balancer: Balancer) -> None:
         values = {f"mtl/weight/{task}": weight for task, weight in balancer.weights.items()}
         values |= {f"mtl/loss/{task}": loss for task, loss in balancer.losses.items()}
@@ -258,189 +245,3 @@ class MultiTaskBalancer(pl.Callback):
             self.balancer.load_state_dict(state_dict)
         else:
             self._saved = state_dict
-
-
-class _BalancedStep:
-    """A training step whose loss is the balanced one.
-
-    Attributes
-    ----------
-    looks : list of (callable, RNGState)
-        How to repeat the batches of the optimizer step at hand, if the strategy looks again.
-    look_ahead : callable or None
-        Lets the strategy try out the step before it is taken, given the arguments of the training step.
-    again : callable or None
-        Returns the losses of a batch once more, given the arguments of the training step, for a strategy that
-        takes gradients at other points.
-    part : callable or None
-        The same for a share of the samples, which is its last argument.
-    """
-
-    def __init__(
-        self, training_step: Callable[..., Any], balancer: Balancer, accumulates: Callable[[], bool]
-    ) -> None:
-        self.original = training_step
-        self.balancer = balancer
-        self.looks: list[tuple[Callable[[], Losses], RNGState]] = []
-        self.look_ahead: Callable[..., None] | None = None
-        self.again: Callable[..., Losses] | None = None
-        self.part: Callable[..., Losses] | None = None
-        self._accumulates = accumulates
-        self._begins = True
-        # Lightning reads the signature to decide whether to pass batch_idx, and unwraps one level only.
-        self.__wrapped__ = inspect.unwrap(training_step)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._begins:
-            self.looks = []
-        accumulates = self._accumulates()
-        self._begins = not accumulates
-        if self.look_ahead is not None:
-            self.look_ahead(*args, **kwargs)
-        rng = rng_state() if self.balancer.strategy.repeats else None
-        output = self.original(*args, **kwargs)
-        if output is None:  # Lightning's way to skip a batch
-            rest = None if accumulates else self.balancer.flush()
-            return rest if rest is None else {"loss": rest}
-        output = dict(_losses(output))
-        losses = output["losses"]
-        again = None if self.again is None or rng is None else (partial(self.again, *args, **kwargs), rng)
-        part = None if self.part is None else partial(self.part, args, kwargs)
-        representation = output.pop("representation", None)
-        with self.balancer.accumulating() if accumulates else nullcontext():
-            output["loss"] = self.balancer(losses, representation=representation, again=again, part=part)
-        # Lightning keeps the other entries until the batch ends, and with them their graphs.
-        output["losses"] = {task: None if loss is None else loss.detach() for task, loss in losses.items()}
-        if rng is not None and self.balancer.strategy.looks_again and not self.balancer.skipped:
-            self.looks.append((lambda: _losses(self.original(*args, **kwargs))["losses"], rng))
-        return output
-
-
-def _again(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, step: _BalancedStep, *args: Any, **kwargs: Any
-) -> Losses:
-    """Repeat a training step, in its precision and without a trace in the log."""
-    with trainer.precision_plugin.train_step_context(), _muted(pl_module):
-        losses: Losses = _losses(step.original(*args, **kwargs))["losses"]
-    return losses
-
-
-def _part(
-    trainer: pl.Trainer,
-    pl_module: pl.LightningModule,
-    step: _BalancedStep,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    share: float,
-) -> Losses:
-    """Run a training step on a share of its batch, in its precision and without a trace in the log."""
-    cut = _cut(args[0], share)
-    with trainer.precision_plugin.train_step_context(), _muted(pl_module):
-        output = step.original(cut, *args[1:], **kwargs)
-    losses: Losses = {} if output is None else _losses(output)["losses"]
-    return losses
-
-
-def _cut(batch: Any, share: float) -> Any:
-    """Return the first samples of a batch, which may be any collection of tensors of one length."""
-    lengths: set[int] = set()
-    apply_to_collection(batch, torch.Tensor, lambda tensor: lengths.update(tensor.shape[:1]))
-    if len(lengths) != 1:
-        raise UsageError(
-            "gradients='fraction' takes the first samples of each tensor of a batch, and does not know what a "
-            f"sample is where tensors have lengths of {', '.join(map(str, sorted(lengths))) or 'none'}."
-        )
-    count = math.ceil(share * lengths.pop())
-    return apply_to_collection(batch, torch.Tensor, lambda tensor: tensor[:count] if tensor.dim() else tensor)
-
-
-def _look_ahead(
-    trainer: pl.Trainer,
-    pl_module: pl.LightningModule,
-    step: _BalancedStep,
-    batches: Iterator[Any] | None,
-    batch: Any,
-    *args: Any,
-    **kwargs: Any,
-) -> None:
-    """Let the strategies that look ahead try out the step that is to come."""
-
-    def losses(data: Any) -> Losses:
-        with _muted(pl_module):
-            output = step.original(data, *args, **kwargs)
-        if output is None and data is batch:
-            raise _LeftOut
-        found: Losses = _losses(output)["losses"]
-        return found
-
-    validation = None
-    if batches is not None:
-        with replayed(None, rng_state()):  # a loader draws when it begins anew
-            validation = partial(losses, next(batches))
-    with suppress(_LeftOut):  # the training step will say so again
-        step.balancer.look_ahead(partial(losses, batch), trainer.optimizers[0], validation=validation)
-
-
-class _LeftOut(Exception):
-    """The training step wants its batch to be skipped."""
-
-
-def _cycled(batches: Iterable[Any], trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Any]:
-    """Go through the batches again and again, each brought to the device in the way of a training batch."""
-    while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            converted = trainer.precision_plugin.convert_input(batch)
-            ready = pl_module._on_before_batch_transfer(converted, dataloader_idx=0)
-            yield trainer.strategy.batch_to_device(ready, dataloader_idx=0)
-        if empty:
-            raise UsageError(
-                "validation= has no batches, or no more: give something that can be gone through again, such as a "
-                "DataLoader."
-            )
-
-
-def _losses(output: Any) -> Mapping[str, Any]:
-    """Check what a training step returned."""
-    if not isinstance(output, Mapping) or "loss" not in output or "losses" not in output:
-        raise UsageError(
-            'training_step must return {"loss": total, "losses": {task: scalar tensor}} for '
-            f"MultiTaskBalancer, not {_kind(output)}."
-        )
-    if not isinstance(output["losses"], Mapping):
-        raise UsageError(
-            f"training_step must return the losses as a mapping from task to scalar tensor, "
-            f"not {_kind(output['losses'])}."
-        )
-    return output
-
-
-def _restore(pl_module: pl.LightningModule) -> None:
-    """Give the module its own training step back."""
-    step = vars(pl_module).get("training_step")
-    if not isinstance(step, _BalancedStep):
-        return
-    del pl_module.training_step
-    if pl_module.training_step != step.original:  # the user's own instance attribute
-        pl_module.training_step = step.original  # type: ignore[method-assign]
-
-
-@contextmanager
-def _muted(pl_module: pl.LightningModule) -> Iterator[None]:
-    """Drop what the module logs, which it has logged before."""
-    for method in ("log", "log_dict"):
-        setattr(pl_module, method, lambda *args, **kwargs: None)
-    try:
-        yield
-    finally:
-        for method in ("log", "log_dict"):
-            delattr(pl_module, method)
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Mapping):
-        return f"a mapping with {', '.join(map(repr, value))}"
-    if isinstance(value, torch.Tensor):
-        return "a tensor"
-    return f"a {type(value).__name__}"

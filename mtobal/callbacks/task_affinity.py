@@ -11,8 +11,9 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
+from mtobal.callbacks.balanced_step import BalancedStep, check_output, muted
 from mtobal.callbacks.beside import check_interval, loss_scale, shared_gradients
-from mtobal.callbacks.multi_task_balancer import MOST_TASKS_IN_PAIRS, _BalancedStep, _losses, _muted
+from mtobal.callbacks.multi_task_balancer import MOST_TASKS_IN_PAIRS
 from mtobal.errors import UsageError
 from mtobal.gradients import Partition, Ranks, displaced, find_partition, keep_buffers, replayed, rng_state
 
@@ -123,15 +124,15 @@ class TaskAffinity(pl.Callback):
             return
         self._last = step
         training_step = pl_module.training_step
-        if isinstance(training_step, _BalancedStep):
+        if isinstance(training_step, BalancedStep):
             training_step = training_step.original
         indexed = is_param_in_hook_signature(training_step, "batch_idx", min_args=2)
         arguments = (batch, batch_idx) if indexed else (batch,)
 
         def run() -> Mapping[str, Tensor | None]:
-            with trainer.precision_plugin.train_step_context(), _muted(pl_module):
+            with trainer.precision_plugin.train_step_context(), muted(pl_module):
                 output = training_step(*arguments)
-            return {} if output is None else _losses(output)["losses"]
+            return {} if output is None else check_output(output)["losses"]
 
         self._measure(trainer, pl_module, run)
         if self._logs and trainer.log_every_n_steps and len(self.tasks) <= MOST_TASKS_IN_PAIRS:  # type: ignore[attr-defined]

@@ -159,7 +159,7 @@ def test_gradients_accumulate_and_scale_like_those_of_any_loss(spec: str) -> Non
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-11, atol=1e-15)
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in CARDS or not CARDS[spec].negative_weights])
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in CARDS or not CARDS[spec].raises_losses])
 def test_training_reduces_every_loss(spec: str) -> None:
     net, data = SharedNet(), batch()
     before = {task: loss.item() for task, loss in losses(net, data).items()}
@@ -346,6 +346,23 @@ def test_a_second_backward_says_what_happened() -> None:
             total.backward()
 
 
+@every_spec
+def test_a_further_loss_may_share_the_graph(spec: str) -> None:
+    """As with any two losses, where the backward pass is asked to retain the graph."""
+    net, data = SharedNet(), batch()
+    balanced(spec, net, data).backward()
+    net.encoder(data[0]).square().mean().backward()
+    expected = [parameter.grad for parameter in net.parameters()]
+    net.zero_grad()
+
+    balancer = Balancer(spec, net)
+    balancer.look_ahead(partial(outcome, net, data), torch.optim.SGD(net.parameters(), lr=0.0))
+    values, features = outcome(net, data)
+    total = balancer(values, representation=features, again=partial(outcome, net, data))
+    (total + features.square().mean()).backward(retain_graph=True)
+    torch.testing.assert_close([parameter.grad for parameter in net.parameters()], expected)
+
+
 def test_autocast_around_the_balancer_does_not_reach_its_products() -> None:
     net, data = SharedNet(dtype=torch.float32), batch(dtype=torch.float32)
     spec = "mgda(normalization=l2)"
@@ -431,8 +448,15 @@ def test_arguments_are_checked() -> None:
         Balancer("ew", [torch.ones(1)])
     with pytest.raises(UsageError, match="pass the model too"):
         Balancer("ew", shared="encoder")
-    with pytest.raises(UsageError, match=r"'encodr' names no parameter"):
+    with pytest.raises(UsageError, match=r"'encodr': did you mean 'encoder'"):
         Balancer("ew", SharedNet(), shared="encodr")
+    with pytest.raises(UsageError, match="a Linear holds no parameter of the model"):
+        Balancer("ew", SharedNet(), shared=[nn.Linear(1, 1)])
+    net, optimizer = SharedNet(), torch.optim.SGD([torch.ones(1)])
+    values = losses(net, batch())
+    for wrong in ((values, optimizer), (optimizer, lambda: values)):
+        with pytest.raises(UsageError, match=r"expected balancer.step\(closure, optimizer\)"):
+            Balancer("ew", net).step(*wrong)
 
 
 def test_an_instance_is_used_as_it_is() -> None:

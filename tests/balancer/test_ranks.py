@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -134,6 +135,76 @@ def test_whatever_the_engine(gradients: str, tmp_path) -> None:
     assert_equal_ranks_and(found, train(None, "pcgrad", options, None))
 
 
+class Branching(SharedNet):
+    """Runs some batches through another layer as well."""
+
+    branches = False
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        outputs = super().forward(inputs)
+        if self.branches:
+            outputs["depth"] = outputs["depth"] + self.spare(outputs["seg"]).tanh()
+        return outputs
+
+
+def train_branching(rank: int | None, spec: str) -> dict:
+    net = Branching()
+    model = net if rank is None else DistributedDataParallel(net, find_unused_parameters=True)
+    balancer = Balancer(spec, net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    seen = []
+    for step, net.branches in enumerate([False, True, False, True]):
+        balancer.step(partial(losses, model, half(batch(step), rank)), optimizer)
+        seen.append(dict(balancer.weights))
+    state = {name: value.detach().clone() for name, value in net.state_dict().items()}
+    return {"net": state, "weights": seen, "strategy": frozen(balancer.strategy.state_dict())}
+
+
+@pytest.mark.parametrize("spec", ["uw", "uw+mgda", "config"])
+def test_a_model_that_leaves_a_layer_out_now_and_then(spec: str, tmp_path) -> None:
+    assert_equal_ranks_and(run_on_ranks(tmp_path, train_branching, spec), train_branching(None, spec))
+
+
+def train_on_part(rank: int | None, branches_on: int | None = None) -> dict:
+    """Train with the Gramian of the first half of each rank's samples, in which one rank may branch."""
+    net = Branching()
+    model = net if rank is None else DistributedDataParallel(net, find_unused_parameters=True)
+    balancer = Balancer("uw+mgda", net, gradients="fraction(f=0.5)")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    seen = []
+    for step in range(STEPS):
+        inputs, targets = batch(step)
+        everyone = torch.arange(len(inputs))
+        mine = everyone if rank is None else everyone.chunk(2)[rank]
+
+        def on(chosen: Tensor, model=model, data=(inputs, targets)) -> dict[str, Tensor]:
+            inputs, targets = data
+            return losses(model, (inputs[chosen], {task: target[chosen] for task, target in targets.items()}))
+
+        def part(share: float, on=on, mine=mine) -> dict[str, Tensor]:
+            net.branches = branches_on is not None and rank == branches_on
+            try:  # the reducer would count what the part alone reaches as used
+                return on(mine[mine % 8 < 8 * share], model=model if branches_on is None else net)
+            finally:
+                net.branches = False
+
+        balancer.step(partial(on, mine), optimizer, part=part)
+        seen.append(dict(balancer.weights))
+    state = {name: value.detach().clone() for name, value in net.state_dict().items()}
+    return {"net": state, "weights": seen, "strategy": frozen(balancer.strategy.state_dict())}
+
+
+def test_with_the_gramian_of_a_part(tmp_path) -> None:
+    assert_equal_ranks_and(run_on_ranks(tmp_path, train_on_part), train_on_part(None))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_parameter_that_only_the_part_of_one_rank_reaches(rank: int, tmp_path) -> None:
+    one, other = run_on_ranks(tmp_path, train_on_part, rank)
+    assert one["weights"] == other["weights"] != train_on_part(None)["weights"]
+    assert all(torch.equal(value, other["net"][name]) for name, value in one["net"].items())
+
+
 def train_on_representation(rank: int | None, wrap: bool) -> dict:
     net = SharedNet()
     net.spare.requires_grad_(False)
@@ -196,8 +267,8 @@ def test_a_batch_without_any_loss(tmp_path) -> None:
     assert run_on_ranks(tmp_path, nowhere) == ["no task has a loss in this batch, on any rank: skip its step."] * 2
 
 
-def faulty(rank: int, spec: str, policy: str) -> list:
-    model, net = network({})
+def faulty(rank: int, spec: str, policy: str, what: str) -> list:
+    model, net = network({"find_unused_parameters": True})
     balancer = Balancer(spec, net, nonfinite=policy, patience=2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     found: list = []
@@ -205,7 +276,10 @@ def faulty(rank: int, spec: str, policy: str) -> list:
         optimizer.zero_grad()
         values = losses(model, half(batch(step), rank))
         if step > 0 and rank == 1:
-            values["depth"] = values["depth"] * float("nan")
+            if what == "loss":
+                values["depth"] = values["depth"] * float("nan")
+            else:  # the slope of a root at zero
+                values["depth"] = values["depth"] + (0 * net.encoder[0].weight).sum().sqrt()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -220,12 +294,15 @@ def faulty(rank: int, spec: str, policy: str) -> list:
 
 
 @pytest.mark.parametrize("policy", ["skip", "drop_task"])
-@pytest.mark.parametrize("spec", ["uw", "pcgrad", "graddrop"])
-def test_what_is_not_finite_on_one_rank_concerns_all(spec: str, policy: str, tmp_path) -> None:
-    one, other = run_on_ranks(tmp_path, faulty, spec, policy)
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [("uw", "loss"), ("pcgrad", "loss"), ("graddrop", "loss"), ("pcgrad", "gradient"), ("graddrop", "gradient")],
+)
+def test_what_is_not_finite_on_one_rank_concerns_all(spec: str, what: str, policy: str, tmp_path) -> None:
+    one, other = run_on_ranks(tmp_path, faulty, spec, policy, what)
     assert one == other
     assert one[2][0] is (policy == "skip")
-    assert "the loss of task 'depth' is not finite" in one[2][2][0]
+    assert f"the {what} of task 'depth' is not finite" in one[2][2][0]
     assert "the 2nd such step in a row" in one[-1]
 
 

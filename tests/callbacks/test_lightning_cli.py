@@ -97,7 +97,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"strategy": "pcgard"}, "unknown strategy 'pcgard': did you mean 'pcgrad'?"),
-        ({"strategy": {"cagrad": {"d": 1}}}, "unknown option of strategy 'cagrad' 'd'"),
+        ({"strategy": {"cagrad": {"d": 1}}}, "strategy 'cagrad' has no option 'd'"),
         ({"strategy": "mgda+pcgrad"}, "mgda"),
         ({"strategy": "uw", "nonfinite": "ignore"}, "ignore"),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -185,6 +186,22 @@ def test_a_step_without_losses_is_refused(output, message: str, tmp_path) -> Non
 
     with pytest.raises(UsageError, match=message):
         trainer(tmp_path, MultiTaskBalancer("ew")).fit(Wrong(), loader())
+
+
+@pytest.mark.parametrize("more", [lambda total: total / 2, lambda total: total + 1.0, float])
+def test_a_total_that_is_not_the_sum_of_the_losses_is_pointed_out(more, tmp_path) -> None:
+    """Whoever adds a penalty to the total would never learn that it is not trained on."""
+
+    class Total(Module):
+        def training_step(self, data, batch_idx):
+            output = super().training_step(data, batch_idx)
+            return {**output, "loss": more(output["loss"].detach())}
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, MultiTaskBalancer("ew")).fit(Total(), loader())
+    found = [str(warning.message) for warning in caught if "its losses add up to" in str(warning.message)]
+    assert len(found) == (0 if more is float else 1)
 
 
 def test_manual_optimization_is_refused_with_a_hint(tmp_path) -> None:
