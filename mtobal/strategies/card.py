@@ -40,8 +40,8 @@ class Card:
         ``None`` where no such law holds.
     non_conflicting : bool
         Whether the direction never points against a task's gradient (``J d >= 0``).
-    negative_weights : bool
-        Whether a task can get a negative weight on purpose, so that its loss rises for the sake of the others.
+    raises_losses : bool
+        Whether it lets the loss of a task rise on purpose, for the sake of the others.
     example : str
         A spec that can be built, for tasks named seg, depth and normal; the bare name unless it needs an option.
     """
@@ -55,7 +55,7 @@ class Card:
     heads: Heads = "weighted"
     degree: float | None = 1.0
     non_conflicting: bool = False
-    negative_weights: bool = False
+    raises_losses: bool = False
     example: str = ""
     # Filled in at registration.
     name: str = ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mtobal.errors import UsageError, unknown_name
+from mtobal.errors import UsageError, unknown_option
 from mtobal.options import fit
 from mtobal.strategies.base import Strategy
 from mtobal.strategies.composition import Composition
@@ -126,7 +126,8 @@ def _malformed_key(text: str) -> typing.NoReturn:
 
 
 def _malformed(text: str) -> UsageError:
-    return UsageError(f"cannot read strategy spec {text!r}: expected name(option=value, ...)+name(...).")
+    hint = ", with underscores in names" if "-" in text else ""
+    return UsageError(f"cannot read strategy spec {text!r}: expected name(option=value, ...)+name(...){hint}.")
 
 
 def _as_options(name: str, given: object) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def _instantiate(name: str, given: Mapping[str, Any]) -> Strategy:
     hints = _hints(cls)
     for option in given:
         if option not in known:
-            raise unknown_name(f"option of strategy {name!r}", option, known)
+            raise unknown_option(f"strategy {name!r}", option, known)
     checked = {
         option: fit(value, hints.get(option, Any), f"strategy {name!r}: {option}")
         for option, value in given.items()

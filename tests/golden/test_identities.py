@@ -147,8 +147,10 @@ def no_task_gets_worse() -> Iterator[float]:
         specs += ["config"] if has_full_row_rank(jacobian) else []
         for spec in specs:
             direction = mtobal.aggregate(jacobian, spec)
-            scale = jacobian.norm(dim=1).max() * direction.norm().clamp(min=1e-300)
-            yield max(0.0, -((jacobian @ direction).min() / scale).item())
+            largest = jacobian.norm(dim=1).max()
+            # What rounding leaves of a direction of zero, at a stationary point, points anywhere.
+            if direction.norm() > 1e-12 * largest:
+                yield max(0.0, -((jacobian @ direction).min() / (largest * direction.norm())).item())
 
 
 @states(r"(?P<name>\w+): positively homogeneous, A\(2\^-13 J\) = 2\^-13 A\(J\)")

@@ -71,6 +71,13 @@ def test_a_strategy_that_reads_the_losses_says_so() -> None:
         mtobal.aggregate(torch.ones(2, 3), "uw")
 
 
+@pytest.mark.parametrize("spec", ["ew(reduction=mean)", "static(weights=[0.5, 0.5])"])
+def test_a_weighting_that_reads_no_losses_needs_none(spec: str) -> None:
+    jacobian = torch.tensor([[1.0, 2.0, -1.0], [-2.0, 0.5, 0.25]])
+    torch.testing.assert_close(mtobal.aggregate(jacobian, spec), jacobian.mean(0))
+    torch.testing.assert_close(mtobal.aggregate(jacobian, spec, [3.0, 1.0]), jacobian.mean(0))
+
+
 def test_static_weights_name_known_tasks_and_all_of_them() -> None:
     with pytest.raises(UsageError, match=r"unknown task in static: weights 'sge'"):
         mtobal.aggregate(torch.ones(2, 3), "static(weights={sge: 1})")

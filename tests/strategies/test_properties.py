@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import mtobal
 from mtobal.gradients import LookAhead
 from mtobal.ops import Jacobian
-from mtobal.strategies import Card, Composition, JacobianAggregation, Step, build
+from mtobal.strategies import Card, Composition, JacobianAggregation, Step, Validation, build
 
 TASKS = ("seg", "depth", "normal")
 CARDS = mtobal.strategies.available()
@@ -35,6 +35,7 @@ def direction(strategy: Composition, jacobian: Tensor, losses: Tensor, tasks: tu
     ahead = surroundings(jacobian, losses, tasks)
     strategy.look_ahead(ahead)
     loss_weights = strategy.loss_weights(step)
+    assert loss_weights.dtype == losses.dtype
     if isinstance(strategy.aggregation, JacobianAggregation):
         found = strategy.aggregation_direction(as_jacobian(jacobian), step, loss_weights)
         moved = torch.cat(found.blocks).double()
@@ -94,12 +95,38 @@ def test_permuting_the_tasks_permutes_the_weights(card: Card, jacobian: Tensor, 
 def test_scaling_all_gradients_scales_the_direction_as_the_card_says(
     card: Card, factor: float, jacobian: Tensor, losses: Tensor
 ) -> None:
-    plain = direction(example(card), jacobian, losses)
-    scaled = direction(example(card), factor * jacobian, losses)
-    if card.degree is None:
-        assert torch.isfinite(scaled).all()
-    else:
-        torch.testing.assert_close(scaled, factor**card.degree * plain, rtol=1e-9, atol=0)
+    for plain, scaled in several_steps(card, factor, jacobian, losses):
+        if card.degree is None:
+            assert torch.isfinite(scaled).all()
+        else:
+            torch.testing.assert_close(scaled, factor**card.degree * plain, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    # The gradients of a perturbation are taken at points that `direction` does not move to.
+    "card",
+    [card for card in CARDS.values() if card.degree is None and card.place != "perturbation"],
+    ids=lambda card: card.name,
+)
+def test_a_card_without_a_degree_has_none(card: Card, jacobian: Tensor, losses: Tensor) -> None:
+    factor = 2.0**-13
+    steps = several_steps(card, factor, jacobian, losses)
+    for degree in (0.0, 1.0):
+        assert not all(
+            torch.allclose(scaled, factor**degree * plain, rtol=1e-9, atol=0) for plain, scaled in steps
+        )
+
+
+def several_steps(card: Card, factor: float, jacobian: Tensor, losses: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Directions of some steps in turn, and those where all gradients are scaled."""
+    first, second = example(card), example(card)
+    return [
+        (
+            direction(first, jacobian.roll(number, dims=1), (number + 1) * losses),
+            direction(second, factor * jacobian.roll(number, dims=1), (number + 1) * losses),
+        )
+        for number in range(3)
+    ]
 
 
 @every_strategy
@@ -188,8 +215,53 @@ def test_scale_sum_is_the_scale_of_the_plain_sum(card: Card) -> None:
     assert summed == pytest.approx(3.0, rel=0.25)
 
 
+@pytest.mark.parametrize(
+    "card", [card for card in CARDS.values() if card.place == "gradient aggregation"], ids=lambda card: card.name
+)
+def test_heads_are_weighted_where_the_tasks_have_weights(card: Card) -> None:
+    assert build(f"{card.name}(heads=raw)").aggregation.heads == "raw"
+    if card.reads == "jacobian" and card.heads == "raw":
+        with pytest.raises(mtobal.UsageError, match="has no task weights that the heads could get"):
+            build(f"{card.name}(heads=weighted)")
+    else:
+        assert build(f"{card.name}(heads=weighted)").aggregation.heads == "weighted"
+
+
+@pytest.mark.parametrize(
+    "card",
+    [card for card in CARDS.values() if card.place == "loss weighting" and card.scale != "own"],
+    ids=lambda card: card.name,
+)
+def test_loss_weights_of_equal_losses_add_up_as_the_card_says(card: Card) -> None:
+    strategy, losses = example(card), torch.full((3,), 2.0, dtype=torch.float64)
+    for _ in range(3):
+        step = Step(TASKS, (0, 1, 2), losses)
+        total = strategy.loss_weights(step).sum().item()
+        assert total == pytest.approx({"sum": 3.0, "mean": 1.0}[card.scale])
+        strategy.update(step)
+        if strategy.looks_again:
+            strategy.look_again(step)
+        strategy.end_epoch()
+
+
+@every_strategy
+def test_the_card_says_whether_anything_is_remembered(card: Card, jacobian: Tensor, losses: Tensor) -> None:
+    def anything(state: object) -> bool:
+        return any(map(anything, state.values())) if isinstance(state, dict) else state is not None
+
+    strategy = example(card)
+    for number in range(3):
+        direction(strategy, jacobian.roll(number, dims=1), (number + 1) * losses)
+        strategy.revise(Validation(TASKS, losses))
+        strategy.end_epoch()
+    # What f_mtl remembers is what the aggregation does that it wraps, and here is none.
+    assert anything(strategy.state_dict()) == (card.state != "none" and card.name != "f_mtl")
+
+
 @every_strategy
 def test_the_card_is_complete(card: Card) -> None:
+    # Only an aggregation can tell the shared parameters from the heads.
+    assert card.heads == "weighted" or card.place == "gradient aggregation"
     for fact in (card.summary, card.when, card.paper, card.defaults_source, card.state, card.place, card.example):
         assert fact, f"{card.name}: {card}"
     build(card.example)

@@ -29,6 +29,24 @@ def test_options_reach_the_strategy_from_text_and_from_yaml() -> None:
         assert strategy.aggregation.scale == "sum"
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("cagrad(c=0)", "cosmos(penalty=0)", "cr_mogm(alpha=0)", "cr_mogm(alpha=1)", "db_mtl(beta=0)"),
+        *("db_mtl(beta_sigma=0)", "dwa(window=1)", "fairgrad(alpha=0.05)", "fairgrad(alpha=20)", "famo(gamma=0)"),
+        *("forum(rho=0)", "forum(inner_steps=1)", "go4align(num_groups=1)", "go4align(step_size=0)"),
+        *("graddrop(leak=0)", "graddrop(leak=1)", "gradient_influence(rate=0)", "gradnorm(alpha=0)"),
+        *("gradvac(beta=0)", "gradvac(beta=1)", "krum(n_byzantine=0)", "ldc_mtl(penalty=0)"),
+        *("loss_reweight(burn_in=0)", "moco(beta=1)", "moco(rho=0)", "modo(rho=0)", "nash_mtl(max_norm=0)"),
+        *("nash_mtl(update_weights_every=1)", "nlb(rate=0)", "nlb(rate=1)", "pbi(theta=0)", "sam(rho=0)"),
+        *("samo(alpha=0)", "samo(alpha=1)", "sdmgrad(lamda=0)", "sdmgrad(momentum=0)", "sdmgrad(iterations=1)"),
+        *("stch(warmup_epochs=0)", "trimmed_mean(trim=0)", "igb_v2(random_epochs=0)", "coba(warm_up=1, window=2)"),
+    ],
+)
+def test_the_ends_of_a_range_belong_to_it(spec: str) -> None:
+    assert build(spec).spec == spec
+
+
 def test_an_instance_keeps_its_state() -> None:
     mine = UW(lr=0.1)
     assert build(mine).loss_weighting is mine
@@ -41,12 +59,13 @@ def test_an_instance_keeps_its_state() -> None:
         ("pcgard", "unknown strategy 'pcgard': did you mean 'pcgrad'"),
         ("", "cannot read strategy spec"),
         ("uw++pcgrad", "cannot read strategy spec"),
-        ("uw-pcgrad", "cannot read strategy spec"),
+        ("nash-mtl", "name(option=value, ...)+name(...), with underscores in names"),
+        ("PCGrad", "unknown strategy 'PCGrad': did you mean 'pcgrad'"),
         ("uw(", "cannot read strategy spec"),
         ("uw.pcgrad", "cannot read strategy spec"),
         ("uw(0.1)", "options are written name=value"),
         ("uw(**x)", "options are written name=value"),
-        ("uw(learning_rate=1)", "unknown option of strategy 'uw' 'learning_rate'"),
+        ("uw(learning_rate=1)", "strategy 'uw' has no option 'learning_rate'"),
         ("uw(lr=fast)", "strategy 'uw': lr should be a number, not 'fast'"),
         ("uw(lr=true)", "lr should be a number, not True"),
         ("uw(lr=-1)", "learning rate must be positive"),

@@ -83,7 +83,7 @@ class AutoLambda(LearnedWeighting):
         scale="own",
         heads="weighted",
         degree=None,
-        negative_weights=True,
+        raises_losses=True,
     )
 
     forward_passes = "5"

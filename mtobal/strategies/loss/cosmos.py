@@ -63,7 +63,7 @@ class COSMOS(LossWeighting):
         defaults_source="The paper takes penalties from 0.01 to 8 by data set; one lies between them.",
         scale="mean",
         heads="weighted",
-        negative_weights=True,
+        raises_losses=True,
     )
 
     def __init__(self, preference: PerTask | None = None, penalty: float = 1.0) -> None:

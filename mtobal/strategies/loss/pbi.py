@@ -72,7 +72,7 @@ class PBI(LossWeighting):
         defaults_source="theta = 5 as in the paper.",
         scale="own",
         heads="weighted",
-        negative_weights=True,
+        raises_losses=True,
     )
 
     def __init__(

@@ -193,7 +193,6 @@ class TAT(LossWeighting):
         state="the estimator (8,545 numbers) and the moments of its optimizer",
         scale="own",
         heads="weighted",
-        degree=None,
     )
 
     def __init__(self, lr: float = 2e-4, floor: float = 1e-4, seed: int = 0) -> None:

@@ -78,7 +78,6 @@ class UW(LearnedWeighting):
         state="K log-variances and the moments of their optimizer",
         scale="own",
         heads="weighted",
-        degree=None,
     )
 
     def __init__(

@@ -174,7 +174,7 @@ def sdmgrad(record: Record) -> None:
 @golden("imtl_hybrid")
 def imtl(record: Record) -> None:
     params, expected = record["params"], record["expected"]
-    strategy = IMTL(init=params["s_init"], lr=params["lr"], optimizer=params["optimizer_of_s"])
+    strategy = IMTL("paper", init=params["s_init"], lr=params["lr"], optimizer=params["optimizer_of_s"])
     for number, rows in enumerate(map(tensor, record["inputs"]["J"])):
         step = Step.of(len(rows), tensor(record["inputs"]["losses"][number]))
         weights = strategy.weights(rows @ rows.T, step)

@@ -6,6 +6,7 @@ import torch
 import mtobal
 from mtobal import UsageError
 from mtobal.strategies import Step, build
+from mtobal.strategies.gradient.epo import epo_weights
 
 
 def test_the_loss_that_is_behind_gets_the_weight() -> None:
@@ -36,6 +37,11 @@ def test_only_the_ratios_of_a_preference_count() -> None:
 def test_gradients_of_zero_get_the_preference() -> None:
     weights = mtobal.weights(torch.zeros(2, 2, dtype=torch.float64), "epo(preference=[1, 3])", [1.0, 1.0])
     assert weights.tolist() == [0.25, 0.75]
+
+
+def test_the_preference_that_stands_in_for_a_solution_has_sum_one() -> None:
+    nothing, losses = torch.zeros(2, 2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    assert epo_weights(nothing, losses, torch.tensor([2.0, 6.0])).tolist() == [0.25, 0.75]
 
 
 def test_a_preference_for_absent_tasks_alone_is_uniform() -> None:

@@ -45,11 +45,13 @@ def test_small_alpha_is_the_plain_sum() -> None:
     torch.testing.assert_close(fairgrad_weights(rows @ rows.T, 0.05), torch.ones(4).double(), rtol=0.2, atol=0)
 
 
-def test_the_norm_of_the_direction_is_clipped() -> None:
-    direction = mtobal.aggregate(jacobian(), "fairgrad(alpha=2)")
-    assert direction.norm().item() == pytest.approx(1.0, rel=1e-12)
-    free = mtobal.aggregate(jacobian(), "fairgrad(alpha=2, max_norm=0)")
-    torch.testing.assert_close(direction, free / free.norm())
+@pytest.mark.parametrize("max_norm", [1e-3, 0.05, 1.0, 20.0])
+@pytest.mark.parametrize("factor", [1.0, 1e3, 1e6])
+def test_the_norm_of_the_direction_is_clipped(max_norm: float, factor: float) -> None:
+    rows = factor * jacobian()
+    direction = mtobal.aggregate(rows, f"fairgrad(alpha=2, max_norm={max_norm})")
+    free = mtobal.aggregate(rows, "fairgrad(alpha=2, max_norm=0)")
+    torch.testing.assert_close(direction, free * min(1.0, max_norm / free.norm().item()), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, 21.0, "inf"])

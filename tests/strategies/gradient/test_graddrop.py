@@ -38,7 +38,8 @@ def test_a_leak_lets_a_part_of_the_sum_through() -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(UsageError, match="leak must lie between 0 and 1"):
-        GradDrop(leak=-0.1)
+    for leak in (-0.1, 1.1):
+        with pytest.raises(UsageError, match="leak must lie between 0 and 1"):
+            GradDrop(leak=leak)
     with pytest.raises(UsageError, match="no task weights that the heads could get"):
         GradDrop(heads="weighted")

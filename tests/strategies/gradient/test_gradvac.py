@@ -79,6 +79,15 @@ def test_rows_without_an_angle(target: float) -> None:
         torch.testing.assert_close(weights @ rows[:2], torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
+def test_a_gradient_that_was_cancelled_meets_nobody_any_more() -> None:
+    """The first two cancel each other; what rounding leaves of them is not drawn to the third."""
+    rows = torch.tensor([[1.0, 0.0], [-3.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    targets = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    weights, moved = gradvac_weights(rows @ rows.T, targets, torch.tensor([[1, 2], [0, 2], [0, 1]]))
+    torch.testing.assert_close(weights @ rows, rows[2], rtol=0, atol=1e-12)
+    assert moved[0, 2] == moved[1, 2] == 0.5
+
+
 def test_orthogonal_gradients_after_parallel_ones_stay_finite() -> None:
     strategy = GradVac(seed=1)
     for _ in range(60):

@@ -16,7 +16,8 @@ TASKS = ("seg", "depth")
 def test_a_negative_loss_is_refused_by_name(spec: str) -> None:
     step = Step(TASKS, (0, 1), torch.tensor([1.0, -0.25]), torch.ones(2, 3))
     name = spec.split("(")[0]
-    with pytest.raises(UsageError, match=rf"{name} needs losses that are not negative.* 'depth' \(-0.25\)"):
+    message = rf"{name} needs losses that are not negative, but got that of task 'depth' \(-0.25\)"
+    with pytest.raises(UsageError, match=message):
         build(spec).loss_weights(step)
 
 
@@ -55,6 +56,8 @@ def test_losses_of_zero_get_finite_weights(spec: str, dtype: torch.dtype) -> Non
         ("cosmos(preference=[1, -1])", "cosmos: preference must be finite and at least 0"),
         ("pbi(theta=-1)", "pbi: theta must not be negative"),
         ("pbi(ideal=[0, inf])", "pbi: ideal must be finite"),
+        ("static(weights=[1, -1])", "static: weights must be finite and at least 0"),
+        ("static(weights=[0, 0])", "static: weights must not be all zero"),
         ("ldc_mtl(penalty=-1)", "ldc_mtl: the penalty must not be negative"),
         ("ldc_mtl(clamp=[0.5, 0.2])", "ldc_mtl: clamp must be two rising numbers"),
     ],

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import mtobal
 from mtobal import Balancer
-from mtobal.strategies import Composition, build
+from mtobal.strategies import Composition, Step, build
 from networks import TASKS, SharedNet, batch, losses
 from strategies.sharpness.noisy import assert_close, closure_of, gradients, standstill
 
@@ -62,6 +62,18 @@ def test_every_mode_is_what_it_says(mode: str, aggregation: str, norm: str) -> N
             torch.testing.assert_close(parameter.grad, expected)
 
 
+@pytest.mark.parametrize("mode", ["second", "each"])
+def test_losses_and_flatness_of_a_pair_have_the_loss_of_their_tasks(mode: str) -> None:
+    """So an aggregation that reads losses finds those of a pair alike, and here all of them."""
+    rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    step = Step.of(2, torch.tensor([2.0, 2.0]))
+    reading, plain = (
+        build(f"{aggregation}+f_mtl(mode={mode})").aggregation_weights(rows @ rows.T, step, torch.ones(2))
+        for aggregation in ("mgda(normalization=loss)", "mgda")
+    )
+    torch.testing.assert_close(reading, plain)
+
+
 def test_without_an_aggregation_it_is_the_sum_at_the_worst_points() -> None:
     net = SharedNet()
     balancer = Balancer(f"f_mtl(rho={RHO}, adaptive=false)", net)
@@ -102,7 +114,8 @@ def test_what_is_remembered_of_losses_and_of_flatness_does_not_mix() -> None:
             compared += 1
     assert compared
     assert isinstance(wrapped, Composition)
-    assert any(name.startswith("perturbation.flat.") for name in wrapped.state_dict())
+    flat = {name: value for name, value in wrapped.state_dict().items() if name.startswith("perturbation.flat.")}
+    assert flat["perturbation.flat.steps"] == theirs["steps"] == 3
 
 
 def test_random_orders_are_drawn_apart_for_losses_and_flatness() -> None:

@@ -42,6 +42,11 @@ def test_preference_is_kept_in_proportion() -> None:
     assert weights[1].item() == pytest.approx(3 * weights[0].item())
 
 
+def test_a_negative_preference_is_refused() -> None:
+    with pytest.raises(UsageError, match="hypervolume: preference must be finite and at least 0"):
+        build("hypervolume(preference=[1, -1])")
+
+
 def test_it_needs_whole_validations() -> None:
     with pytest.raises(UsageError, match="lacks values"):
         after("hypervolume", [2.0, math.nan])

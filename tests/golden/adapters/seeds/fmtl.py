@@ -35,7 +35,8 @@ def aggregation_of(hyper: Record, trainer: str, num_tasks: int) -> tuple[list[St
         return [TrainersMGDA(normalized)], 1 if trainer == "multi-mnist" else num_tasks, 1e-10
     if method == "cagrad":
         return [TrainersCAGrad(hyper["c"])], 1, 1e-6
-    return build({"pcgrad": "pcgrad(heads=raw)", "imtl": "imtl_g(heads=raw)"}[method]).strategies, 1, 1e-10
+    spec = {"pcgrad": "pcgrad(heads=raw)", "imtl": "imtl_g(form=paper, heads=raw)"}[method]
+    return build(spec).strategies, 1, 1e-10
 
 
 def one_step(case: Record) -> None:
