@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mtobal.errors import UsageError, unknown_name
+from mtobal.errors import UsageError, unknown_option
 
 
 def resolve_options(owner: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def resolve_options(owner: str, function: Callable[..., Any], given: Mapping[str
     }
     for name in given:
         if name not in parameters:
-            raise unknown_name(f"option of {owner}", name, parameters)
+            raise unknown_option(owner, name, parameters)
     hints = typing.get_type_hints(function)
     resolved = {}
     for name, parameter in parameters.items():
@@ -103,7 +103,7 @@ def describe(hint: Any) -> str:
     """Say in words what fits an annotation."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(argument) for argument in arguments)
+        return " or ".join(dict.fromkeys(describe(argument) for argument in arguments))
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, arguments))
     if origin is not None and issubclass(origin, Mapping):

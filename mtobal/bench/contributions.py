@@ -7,6 +7,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,12 @@ from rich.console import Console
 from torch import Tensor
 
 from mtobal import data as data_sets
+from mtobal.bench.folder import claimed, writing_to
 from mtobal.bench.launch import Event, Failed, Finished, Setting, perform
 from mtobal.bench.plan import Run, select_tasks
 from mtobal.bench.progress import ExperimentProgress
 from mtobal.bench.recipe import Recipe
-from mtobal.bench.records import (
-    RESULT_FILE,
-    MetricInfo,
-    RunRecord,
-    load_run,
-    run_folder,
-    write_text_atomic,
-    writing_to,
-)
+from mtobal.bench.records import RESULT_FILE, MetricInfo, RunRecord, load_run, run_folder, write_text_atomic
 from mtobal.bench.subsets import LabelSubsets
 from mtobal.bench.trainer import check_accelerator
 from mtobal.errors import UsageError
@@ -50,6 +44,9 @@ ADVISED_SAMPLES, ADVISED_STEPS = 1000, 100
 ADVISED_WEIGHTS = 0.5, 2.0
 
 MEASUREMENT_FILE = "measurement.yaml"
+EXTENSIBLE = ("title", "imports", "strategies", "seeds")
+"""The keys of a recipe in which a later call may differ."""
+
 STRATEGY = "ew"
 MINI_ROW = "mini"
 
@@ -245,8 +242,6 @@ def measure_contributions(
     names = select_tasks(recipe, data)
     tasks = [task for task in data.tasks if task.name in names]
     recipe = dataclasses.replace(recipe, tasks=names, strategies=(STRATEGY,))
-    with writing_to(folder):
-        _claim_folder(folder, recipe, (mini, large))
     subsets = LabelSubsets(data.train, tasks)
     plan = [
         (Run(row, "multi", STRATEGY, names, seed), {task: large if task == measured else mini for task in names})
@@ -255,7 +250,11 @@ def measure_contributions(
     ]
     setting = Setting(recipe, folder)
     records: list[RunRecord] = []
-    with ExperimentProgress(console, len(plan), recipe.epochs) as progress:
+    with ExitStack() as stack:
+        with writing_to(folder):
+            stack.enter_context(claimed(folder, "a measurement", MEASUREMENT_FILE))
+            _write_what_is_measured(folder, recipe, (mini, large))
+        progress = stack.enter_context(ExperimentProgress(console, len(plan), recipe.epochs))
 
         def report(event: Event) -> None:
             progress.show(event)
@@ -305,12 +304,10 @@ def _scores(record: RunRecord, metrics: list[str], average_last: int) -> list[fl
     return scores
 
 
-def _claim_folder(folder: Path, recipe: Recipe, shares: tuple[float, float]) -> None:
-    """Write what is measured into its folder, unless the folder belongs to something else."""
+def _write_what_is_measured(folder: Path, recipe: Recipe, shares: tuple[float, float]) -> None:
+    """Write it into its folder, unless the folder belongs to another measurement."""
     path = folder / MEASUREMENT_FILE
-    kept = {
-        key: value for key, value in recipe.as_mapping().items() if key not in ("title", "seeds", "strategies")
-    }
+    kept = {key: value for key, value in recipe.as_mapping().items() if key not in EXTENSIBLE}
     now: dict[str, Any] = {"mini": shares[0], "large": shares[1], **kept}
     if path.is_file():
         before = _load_mapping(path)
@@ -320,12 +317,6 @@ def _claim_folder(folder: Path, recipe: Recipe, shares: tuple[float, float]) -> 
             raise UsageError(
                 f"{path} belongs to a measurement with another {', '.join(changed)}; choose another --out."
             )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(
-            f"{folder}: expected a measurement or an empty folder, but there is no {MEASUREMENT_FILE} among its "
-            "files; choose another --out."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
     write_text_atomic(path, yaml.safe_dump(now, sort_keys=False))
 
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from rich.console import Console
 
 from mtobal import data as data_sets
+from mtobal import models
+from mtobal.bench.folder import claimed, writing_to
 from mtobal.bench.launch import Event, Failed, Launcher, Setting, failed, one_after_another
 from mtobal.bench.loggers import check_logger
 from mtobal.bench.on_ray import on_ray
@@ -19,21 +21,14 @@ from mtobal.bench.plan import PACE, Run, plan_runs, select_tasks, static_weights
 from mtobal.bench.processes import follow, in_processes
 from mtobal.bench.progress import ExperimentProgress
 from mtobal.bench.recipe import Recipe, load_recipe
-from mtobal.bench.records import (
-    RECIPE_FILE,
-    RESULT_FILE,
-    Failure,
-    load_run,
-    write_text_atomic,
-    writing_to,
-)
+from mtobal.bench.records import RECIPE_FILE, RESULT_FILE, Failure, load_run, write_text_atomic
 from mtobal.bench.teams import Meeting, Node, on_cuda
 from mtobal.bench.trainer import check_accelerator
 from mtobal.bench.tuning import apply_choice, choose, load_choices, plan_trials, why_no_choice
 from mtobal.data import MultiTaskData
 from mtobal.errors import UsageError
 
-EXTENSIBLE = ("title", "strategies", "scalarization", "seeds")
+EXTENSIBLE = ("title", "imports", "strategies", "scalarization", "seeds")
 """The keys of a recipe in which a folder may differ from the recipe of a new call."""
 
 
@@ -50,8 +45,8 @@ def run_experiment(
 
     Finished runs are skipped and an unfinished one resumes at its last checkpoint, so that an experiment that was
     stopped in whatever way ends with the numbers of one that was not. A folder may be extended by strategies,
-    static weights and seeds; nothing else of its recipe may change. A run that fails leaves its reason, and the
-    others go on; the next call tries it again.
+    static weights, seeds and imports; nothing else of its recipe may change. A run that fails leaves its reason,
+    and the others go on; the next call tries it again.
 
     Parameters
     ----------
@@ -76,7 +71,8 @@ def run_experiment(
     Raises
     ------
     UsageError
-        An unknown task, a folder that belongs to another recipe or cannot be written, or a damaged result.
+        An unknown task, a folder that belongs to another recipe, is in use or cannot be written, or a damaged
+        result.
     """
     if recipe.budget == "time" and (jobs > 1 or launcher == "ray"):
         raise UsageError(
@@ -91,6 +87,8 @@ def run_experiment(
     data = data_sets.load(**recipe.data)
     _check_selection(recipe, data)
     tasks = select_tasks(recipe, data)
+    # A model that these data do not suit would stop every run.
+    models.build(input_shape=data.input_shape, tasks=[t for t in data.tasks if t.name in tasks], **recipe.model)
     sweep = static_weights(recipe.scalarization, len(tasks))
     pace = [PACE] if recipe.budget == "time" else []
     recipe = dataclasses.replace(recipe, tasks=tasks, strategies=(*pace, *recipe.strategies, *sweep))
@@ -101,8 +99,6 @@ def run_experiment(
         follow(setting, meeting)
         return ()
     trials = plan_trials(recipe, runs, load_choices(folder))
-    with writing_to(folder):
-        _claim_folder(folder, recipe)
     launch: Launcher
     if launcher == "ray":
         launch = on_ray
@@ -111,6 +107,9 @@ def run_experiment(
         launch = partial(in_processes, jobs, meeting=meeting) if in_others else partial(one_after_another, data)
     failures: list[Failure] = []
     with ExitStack() as stack:
+        with writing_to(folder):
+            stack.enter_context(claimed(folder, "an experiment", RECIPE_FILE))
+            _write_recipe(folder, recipe)
         if meeting is not None:
             stack.callback(meeting.end)
         progress = stack.enter_context(ExperimentProgress(console, len(trials) + len(runs), recipe.epochs))
@@ -168,7 +167,7 @@ def _check_selection(recipe: Recipe, data: MultiTaskData) -> None:
         )
 
 
-def _claim_folder(folder: Path, recipe: Recipe) -> None:
+def _write_recipe(folder: Path, recipe: Recipe) -> None:
     """Write the recipe into its folder, joined with what the folder already holds."""
     path = folder / RECIPE_FILE
     if path.is_file():
@@ -176,16 +175,11 @@ def _claim_folder(folder: Path, recipe: Recipe) -> None:
         _check_same(path, before.as_mapping(), recipe.as_mapping())
         recipe = dataclasses.replace(
             recipe,
+            imports=(*before.imports, *recipe.imports),
             strategies=(*before.strategies, *recipe.strategies),
             scalarization=max(before.scalarization, recipe.scalarization),
             seeds=max(before.seeds, recipe.seeds),
         )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(
-            f"{folder}: expected an experiment or an empty folder, but there is no {RECIPE_FILE} among its files; "
-            "choose another --out."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
     write_text_atomic(path, recipe.as_yaml())
 
 

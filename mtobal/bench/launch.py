@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mtobal.bench.folder import writing_to
 from mtobal.bench.loggers import make_logger
 from mtobal.bench.plan import PACE, Run
 from mtobal.bench.recipe import Recipe
@@ -22,7 +23,6 @@ from mtobal.bench.records import (
     RunRecord,
     load_run,
     save_failure,
-    writing_to,
 )
 from mtobal.bench.run import execute_run
 from mtobal.data import MultiTaskData

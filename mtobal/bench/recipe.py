@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
-from collections.abc import Callable, Mapping
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from mtobal import data, models, strategies
+from mtobal.bench.recipes import read_recipe, recipe_names
 from mtobal.errors import UsageError, unknown_name
 from mtobal.options import resolve_options
 
@@ -51,6 +54,8 @@ class Recipe:
     ----------
     title : str
         The heading of the report.
+    imports : tuple of str
+        Modules of the user's that register data sets, models and strategies, found from the current folder too.
     data, model : mapping
         ``name``, and the options of the data set or model beside it; options left out take their defaults.
     tasks : tuple of str
@@ -105,6 +110,7 @@ class Recipe:
     """
 
     title: str
+    imports: tuple[str, ...] = ()
     data: Mapping[str, Any]
     model: Mapping[str, Any]
     tasks: tuple[str, ...] = ()
@@ -132,6 +138,8 @@ class Recipe:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "imports", tuple(dict.fromkeys(self.imports)))
+        _import(self.imports)
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise UsageError(f"recipe: {name} should be greater than zero, not {getattr(self, name)}.")
@@ -163,6 +171,11 @@ class Recipe:
         object.__setattr__(self, "data", _resolved("data set", self.data, data.lookup))
         object.__setattr__(self, "model", _resolved("model", self.model, models.lookup))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A worker process that gets a recipe knows its names from here on.
+        self.__dict__.update(state)
+        _import(self.imports)
+
     @property
     def ranks(self) -> int:
         """How many processes train one run together, one for each device."""
@@ -175,18 +188,6 @@ class Recipe:
     def as_yaml(self) -> str:
         """Return all of the recipe as YAML text."""
         return yaml.safe_dump(self.as_mapping(), sort_keys=False)
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the recipes inside the package.
-
-    Examples
-    --------
-    >>> "digits" in recipe_names()
-    True
-    """
-    folder = importlib.resources.files("mtobal.bench") / "recipes"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
@@ -204,16 +205,18 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        try:
+            content = path.read_bytes()
+        except OSError as error:
             raise UsageError(
-                f"{path}: expected a recipe, but there is no such file; known by name are "
+                f"{path}: expected a recipe, but it cannot be read ({error.strerror}); known by name are "
                 f"{', '.join(recipe_names())}."
-            )
-        return _parse(path.read_bytes(), str(path))
+            ) from error
+        return _parse(content, str(path))
     name = str(name_or_path)
     if name not in recipe_names():
         raise unknown_name("recipe", name, recipe_names())
-    return _parse((importlib.resources.files("mtobal.bench") / "recipes" / f"{name}.yaml").read_bytes(), name)
+    return _parse(read_recipe(name), name)
 
 
 def _parse(content: bytes, source: str) -> Recipe:
@@ -225,6 +228,26 @@ def _parse(content: bytes, source: str) -> Recipe:
         raise UsageError(f"{source}: expected a mapping with the keys of a recipe, not {mapping!r}.")
     given = {str(key): value for key, value in mapping.items()}
     return Recipe(**resolve_options(f"recipe {source!r}", Recipe, given))
+
+
+def _import(modules: Iterable[str]) -> None:
+    """Import modules of the user's, which register what a recipe names."""
+    here = os.getcwd()
+    for name in modules:
+        if here not in sys.path:  # as `python -m` has it, and a console script has not
+            sys.path.insert(0, here)
+        unknown = UsageError(
+            f"imports: expected a module, as in my_package.my_module, but there is no {name!r} in {here} or among "
+            "what is installed."
+        )
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise unknown
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if f"{name}.".startswith(f"{error.name}."):
+                raise unknown from error
+            raise  # what the module itself imports
 
 
 def _resolved(kind: str, given: Mapping[str, Any], lookup: Callable[[str], Callable[..., Any]]) -> dict[str, Any]:

@@ -24,8 +24,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -170,17 +169,6 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that refuses files into an error that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to {error.filename or folder}: {error.strerror or error}; choose another --out."
-        ) from error
 
 
 def write_json_atomic(path: Path, obj: Any) -> None:

@@ -20,6 +20,7 @@ def bench(options: Namespace) -> None:
 
     recipe = load_recipe(options.recipe)
     changes: dict[str, Any] = {
+        "imports": None if options.imports is None else (*recipe.imports, *split_specs(options.imports)),
         "strategies": None if options.strategies is None else tuple(split_specs(options.strategies)),
         "tasks": None if options.tasks is None else tuple(split_specs(options.tasks)),
         "scalarization": options.scalarization,
@@ -70,6 +71,7 @@ def contributions(options: Namespace) -> None:
     from rich.console import Console
 
     from mtobal.bench.contributions import measure_contributions
+    from mtobal.bench.folder import writing_to
     from mtobal.report.contributions import build_contributions, console_tables
 
     folder = Path(options.out or Path("runs") / f"{Path(options.recipe).stem}-contributions")
@@ -80,7 +82,8 @@ def contributions(options: Namespace) -> None:
     except KeyboardInterrupt:
         print("mtobal: interrupted; the same command goes on after the last finished epoch.", file=sys.stderr)
         raise
-    page = build_contributions(folder, measurement)
+    with writing_to(folder):
+        page = build_contributions(folder, measurement)
     weights = measurement.specs()["static"]
     lines = [
         *measurement.notes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def catalogue(options: Namespace) -> None:
     if options.name is None:
         table.add_column("name", no_wrap=True)
         table.add_column("summary")
-        table.add_column("passes", max_width=10)  # some cards say it in a sentence
+        table.add_column("passes", max_width=12)  # some cards say it in a sentence
         for place in dict.fromkeys(card.place for card in cards.values()):
             table.add_row(Text(place, style="bold"))
             for name, card in cards.items():
@@ -47,6 +48,8 @@ def catalogue(options: Namespace) -> None:
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={_shown(item)}" for key, item in value.items()) or "none"
+    if value is inspect.Parameter.empty:
+        return "required"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mtobal import strategies
+from mtobal.bench.recipes import recipe_names
 from mtobal.cli.parser import make_parser
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ complete -o default -F _mtobal mtobal
 def completion(options: Namespace) -> None:
     """Print the script for bash and zsh."""
     from mtobal import data as data_sets
-    from mtobal.bench.recipe import recipe_names
 
     positionals = {
         "bench": recipe_names(),

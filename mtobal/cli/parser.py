@@ -7,6 +7,7 @@ import re
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from mtobal.bench.recipes import recipe_names
 from mtobal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,11 +44,17 @@ def make_parser() -> ArgumentParser:
         nargs="?",
         default="digits",
         metavar="RECIPE",
-        help="name of a recipe, or path of a YAML file; the default is digits: two overlaid digits, some two "
-        "minutes on a CPU",
+        help=f"path of a YAML file, or one of {', '.join(recipe_names())}; the default is digits: two overlaid "
+        "digits, some two minutes on a CPU",
     )
     bench.add_argument(
         "--strategies", metavar="SPECS", help='in place of the recipe\'s, such as "ew,uw+mgda(scale=sum)"'
+    )
+    bench.add_argument(
+        "--imports",
+        metavar="MODULES",
+        help="beside the recipe's: modules of yours, in the current folder or installed, that register "
+        "strategies, data sets or models",
     )
     bench.add_argument(
         "--scalarization",
@@ -71,7 +78,9 @@ def make_parser() -> ArgumentParser:
         help="such as cagrad.c=0.2:0.8 or stch.mu=0.1,1 (repeatable): try settings of every row on the validation "
         "split, baselines too, before it is trained",
     )
-    bench.add_argument("--trials", type=_count, metavar="N", help="how many settings to try of every row")
+    bench.add_argument(
+        "--trials", type=_count, metavar="N", help="how many settings to try of every row; 8 where --tune is given"
+    )
     bench.add_argument(
         "--devices",
         type=_count,

@@ -3,7 +3,7 @@
 from mtobal.data.digits import digits
 from mtobal.data.loading import evaluation_loader, training_loader
 from mtobal.data.multitask import Batch, InMemoryDataset, MultiTaskData, MultiTaskDataset
-from mtobal.data.registry import available, checkable, checks, load, lookup, preparable, prepare
+from mtobal.data.registry import available, checkable, checks, load, lookup, preparable, prepare, register
 from mtobal.data.restoration import restoration
 from mtobal.data.rooms import rooms
 from mtobal.data.samplers import PredictiveTaskSampler, RelevanceSampler
@@ -24,6 +24,7 @@ __all__ = [
     "lookup",
     "preparable",
     "prepare",
+    "register",
     "restoration",
     "rooms",
     "training_loader",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mtobal.data.celeba import celeba, check_celeba
 from mtobal.data.cifar_mtl import check_cifar_mtl, cifar_mtl
 from mtobal.data.cityscapes import check_cityscapes, cityscapes
 from mtobal.data.digits import digits
+from mtobal.data.files import refusals_of
 from mtobal.data.inspection import Check
 from mtobal.data.multi_mnist import check_multi_mnist, multi_mnist
 from mtobal.data.multitask import MultiTaskData
@@ -21,6 +23,8 @@ from mtobal.data.rooms import rooms
 from mtobal.data.tracking import Track
 from mtobal.errors import UsageError, unknown_name
 from mtobal.options import resolve_options
+
+_Function = TypeVar("_Function", bound=Callable[..., MultiTaskData])
 
 _DATA_SETS: dict[str, Callable[..., MultiTaskData]] = {
     "celeba": celeba,
@@ -68,6 +72,42 @@ _DOWNLOADS: dict[str, str] = {
 """Of those that lie on disk: what should be put there."""
 
 
+def register(name: str) -> Callable[[_Function], _Function]:
+    """Register a function that makes a data set under a name, so that `load` and recipes find it.
+
+    Its parameters are the options: keyword-only, each with a type.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from mtobal import data
+    >>> @data.register("first_digits")
+    ... def first_digits(*, pairs: int = 10) -> data.MultiTaskData:
+    ...     digits = data.load("digits", train_pairs=pairs)
+    ...     return replace(digits, tasks=digits.tasks[:1])
+    >>> [task.name for task in data.load("first_digits", pairs=20).tasks]
+    ['left']
+    """
+
+    def add(function: _Function) -> _Function:
+        if not inspect.isfunction(function) or not all(
+            parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation is not parameter.empty
+            for parameter in inspect.signature(function).parameters.values()
+        ):
+            raise UsageError(
+                f"data set {name!r}: expected a function whose parameters are keyword-only and have a type each, "
+                f"as in f(*, samples: int = 100), not {function.__qualname__}{inspect.signature(function)}."
+            )
+        known = _DATA_SETS.get(name)
+        # The same function again is a notebook cell run twice.
+        if known and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
+            raise UsageError(f"data set name {name!r} is taken by {known.__module__}.{known.__qualname__}.")
+        _DATA_SETS[name] = function
+        return function
+
+    return add
+
+
 def available() -> list[str]:
     """Return the names of all data sets.
 
@@ -102,7 +142,8 @@ def load(name: str, **options: Any) -> MultiTaskData:
     Raises
     ------
     UsageError
-        No such data set, an option that it does not have, or nothing on disk where its path says.
+        No such data set, an option that it does not have, nothing on disk where its path says, or a function of
+        the user's that returns something else.
 
     Examples
     --------
@@ -112,12 +153,21 @@ def load(name: str, **options: Any) -> MultiTaskData:
     """
     function = lookup(name)
     resolved = resolve_options(f"data set {name!r}", function, options)
-    if name in _DOWNLOADS and not Path(resolved["path"]).exists():
-        raise UsageError(
-            f"data set {name!r}: expected its files at {resolved['path']}, found nothing there; get "
-            f"{_DOWNLOADS[name]}, and put it there or set path to where it is."
-        )
-    return function(**resolved)
+    if name not in _DOWNLOADS:
+        data = function(**resolved)
+        if not isinstance(data, MultiTaskData):
+            raise UsageError(
+                f"data set {name!r}: expected MultiTaskData from {function.__module__}.{function.__qualname__}, "
+                f"got {type(data).__name__}."
+            )
+        return data
+    with refusals_of(Path(resolved["path"])):
+        if not Path(resolved["path"]).exists():
+            raise UsageError(
+                f"data set {name!r}: expected its files at {resolved['path']}, found nothing there; get "
+                f"{_DOWNLOADS[name]}, and put it there or set path to where it is."
+            )
+        return function(**resolved)
 
 
 def checks(name: str, path: Path) -> list[Check]:
@@ -130,11 +180,13 @@ def checks(name: str, path: Path) -> list[Check]:
     """
     if name not in _CHECKS:
         raise unknown_name("data set on disk", name, _CHECKS)
-    return _CHECKS[name](path)
+    with refusals_of(path):
+        return _CHECKS[name](path)
 
 
 def prepare(name: str, source: Path, target: Path, track: Track) -> str:
     """Convert the published files of a data set, and return what was done."""
     if name not in _PREPARATIONS:
         raise unknown_name("data set to prepare", name, _PREPARATIONS)
-    return _PREPARATIONS[name](source, target, track)
+    with refusals_of(source):
+        return _PREPARATIONS[name](source, target, track)

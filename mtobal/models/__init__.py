@@ -14,7 +14,7 @@ from mtobal.models.mtan import MTANSegNet
 from mtobal.models.mtan_resnet import MTANResNet
 from mtobal.models.nddr import NDDR
 from mtobal.models.ple import PLE
-from mtobal.models.registry import available, build, lookup
+from mtobal.models.registry import available, build, lookup, register
 from mtobal.models.resnet import ResNet
 from mtobal.models.segnet import SegNet
 from mtobal.models.slimmable import Slimmable
@@ -45,4 +45,5 @@ __all__ = [
     "available",
     "build",
     "lookup",
+    "register",
 ]

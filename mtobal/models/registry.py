@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from mtobal.errors import unknown_name
+from mtobal.errors import UsageError, unknown_name
 from mtobal.models.base import MultiTaskModel
 from mtobal.models.celeba_net import celeba_net
 from mtobal.models.cgc import cgc
 from mtobal.models.cifar_nets import cifar_pcgrad, cifar_routing
-from mtobal.models.cross_stitch import cross_stitch
+from mtobal.models.cross_stitch import CrossStitch
 from mtobal.models.deeplab import deeplab
 from mtobal.models.dselect_k import dselect_k
 from mtobal.models.dtrn import dtrn
+from mtobal.models.experts import check_sizes
 from mtobal.models.hard_sharing import hard_sharing
 from mtobal.models.home import home
 from mtobal.models.lenet import lenet
-from mtobal.models.ltb import ltb
+from mtobal.models.ltb import LearningToBranch
 from mtobal.models.message_passing import message_passing
 from mtobal.models.mlp import mlp
 from mtobal.models.mmoe import mmoe
 from mtobal.models.mtan import mtan_segnet
 from mtobal.models.mtan_resnet import mtan_resnet
-from mtobal.models.nddr import nddr
+from mtobal.models.nddr import NDDR
 from mtobal.models.office_resnet import office_resnet
 from mtobal.models.ple import ple
 from mtobal.models.pretrained import pretrained
@@ -35,25 +37,27 @@ from mtobal.models.vit import vit
 from mtobal.options import resolve_options
 from mtobal.tasks import Task
 
+_Function = TypeVar("_Function", bound=Callable[..., MultiTaskModel])
+
 _MODELS: dict[str, Callable[..., MultiTaskModel]] = {
     "celeba_net": celeba_net,
     "cgc": cgc,
     "cifar_pcgrad": cifar_pcgrad,
     "cifar_routing": cifar_routing,
-    "cross_stitch": cross_stitch,
+    "cross_stitch": CrossStitch.build,
     "deeplab": deeplab,
     "dselect_k": dselect_k,
     "dtrn": dtrn,
     "hard_sharing": hard_sharing,
     "home": home,
     "lenet": lenet,
-    "ltb": ltb,
+    "ltb": LearningToBranch.build,
     "message_passing": message_passing,
     "mlp": mlp,
     "mmoe": mmoe,
     "mtan_resnet": mtan_resnet,
     "mtan_segnet": mtan_segnet,
-    "nddr": nddr,
+    "nddr": NDDR.build,
     "office_resnet": office_resnet,
     "ple": ple,
     "pretrained": pretrained,
@@ -63,6 +67,37 @@ _MODELS: dict[str, Callable[..., MultiTaskModel]] = {
     "tat_network": tat_network,
     "vit": vit,
 }
+
+_ZOO = frozenset(_MODELS)
+
+
+def register(name: str) -> Callable[[_Function], _Function]:
+    """Register a function that builds a model under a name, so that `build` and recipes find it.
+
+    It gets the shape of an input and the tasks; its other parameters are the options: keyword-only, each with a
+    type.
+
+    """
+
+    def add(function: _Function) -> _Function:
+        are_options = [
+            parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation is not parameter.empty
+            for parameter in inspect.signature(function).parameters.values()
+        ]
+        if not inspect.isfunction(function) or are_options[:2] != [False, False] or not all(are_options[2:]):
+            raise UsageError(
+                f"model {name!r}: expected a function of the input shape and the tasks, whose other parameters "
+                "are keyword-only and have a type each, as in f(input_shape, tasks, *, features: int = 16), not "
+                f"{function.__qualname__}{inspect.signature(function)}."
+            )
+        known = _MODELS.get(name)
+        # The same function again is a notebook cell run twice.
+        if known and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
+            raise UsageError(f"model name {name!r} is taken by {known.__module__}.{known.__qualname__}.")
+        _MODELS[name] = function
+        return function
+
+    return add
 
 
 def available() -> list[str]:
@@ -94,4 +129,15 @@ def build(name: str, input_shape: Sequence[int], tasks: Sequence[Task], **option
     32
     """
     function = lookup(name)
-    return function(input_shape, tasks, **resolve_options(f"model {name!r}", function, options))
+    resolved = resolve_options(f"model {name!r}", function, options)
+    if not tasks:
+        raise UsageError(f"model {name!r}: expected one or more tasks, got none.")
+    if name in _ZOO:
+        check_sizes(f"model {name!r}", resolved)
+    model = function(input_shape, tasks, **resolved)
+    if not isinstance(model, MultiTaskModel):
+        raise UsageError(
+            f"model {name!r}: expected a MultiTaskModel from {function.__module__}.{function.__qualname__}, got "
+            f"{type(model).__name__}."
+        )
+    return model

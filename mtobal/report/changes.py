@@ -183,5 +183,7 @@ def _flat(recipe: Mapping[str, Any], prefix: str = "recipe") -> Iterator[tuple[s
     for key, value in recipe.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}.{key}")
+        elif isinstance(value, list):
+            yield f"{prefix}.{key}", ", ".join(map(str, value)) or "none"
         else:
-            yield f"{prefix}.{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield f"{prefix}.{key}", str(value)

@@ -70,10 +70,13 @@ def changes_table(changes: Changes) -> Table:
         caption=Text("\n".join(notes)),
         caption_justify="left",
         box=SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
         show_header=bool(changes.shown),
     )
-    for heading in HEADINGS:
-        table.add_column(heading)
+    # Names give way when the terminal is narrow, numbers do not.
+    for place, heading in enumerate(HEADINGS):
+        table.add_column(heading, overflow="fold", no_wrap=place >= 2)
     for change in changes.shown:
         table.add_row(*map(Text, _cells(change)))
     return table

@@ -36,7 +36,7 @@ COLUMNS = {
 """The quantities that each task has one of, and their headings."""
 
 IN_CONSOLE = ("outward", "inward", "difficulty", "weight_final")
-MOST_TASKS = 6  # whose matrix a terminal has room for
+MOST_TASKS = 4  # whose matrix a terminal of 80 columns has room for
 
 
 def build_contributions(folder: Path, measurement: Measurement) -> Path:

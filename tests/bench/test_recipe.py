@@ -12,7 +12,8 @@ import yaml
 
 from experiments import TINY, write_recipe
 from mtobal.bench.plan import plan_runs, static_weights
-from mtobal.bench.recipe import load_recipe, recipe_names
+from mtobal.bench.recipe import load_recipe
+from mtobal.bench.recipes import recipe_names
 from mtobal.errors import UsageError
 
 
@@ -48,7 +49,7 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epoch": 3}, "unknown option of recipe .* 'epoch': did you mean 'epochs'"),
+        ({"epoch": 3}, "recipe .* has no option 'epoch': did you mean 'epochs'"),
         ({"epochs": "many"}, "epochs should be a whole number, not 'many'"),
         ({"epochs": 1.5}, "epochs should be a whole number, not 1.5"),
         ({"epochs": True}, "epochs should be a whole number, not True"),
@@ -64,7 +65,7 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
         ({"data": "digits"}, "data should be a mapping, not 'digits'"),
         ({"data": {"train_pairs": 5}}, "the data set needs a name"),
         ({"data": {"name": "digit"}}, "unknown data set 'digit': did you mean 'digits'"),
-        ({"data": {"name": "digits", "pairs": 5}}, "unknown option of data set 'digits' 'pairs'"),
+        ({"data": {"name": "digits", "pairs": 5}}, "data set 'digits' has no option 'pairs'"),
         ({"model": {"name": "hard_shering"}}, "unknown model 'hard_shering': did you mean 'hard_sharing'"),
         ({"model": {"name": "hard_sharing", "features": "8"}}, "features should be a whole number, not '8'"),
     ],
@@ -101,11 +102,16 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, content: str, message
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_recipe_is_named() -> None:
+def test_an_unknown_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown recipe 'digit': did you mean 'digits'"):
         load_recipe("digit")
     with pytest.raises(UsageError, match=r"nowhere\.yaml: expected a recipe"):
         load_recipe("nowhere.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(
+        UsageError, match=r"folder\.yaml: expected a recipe, but it cannot be read \(Is a directory\)"
+    ):
+        load_recipe(tmp_path / "folder.yaml")
 
 
 def test_the_plan_has_every_row_under_every_seed(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from experiments import write_recipe
 from mtobal import strategies
 from mtobal.bench.records import RunRecord, load_experiment
 from mtobal.cli import main
+from report.experiments import write_experiment
 
 RECIPE = {"epochs": 12, "data": {"name": "digits", "train_pairs": 400, "validation_pairs": 60, "test_pairs": 60}}
 
@@ -117,10 +120,10 @@ def test_report_is_written_anew(uninterrupted: tuple[Path, str], capsys: pytest.
     ("arguments", "message"),
     [
         (["bench", "--strategies", "ew,pcgard"], "unknown strategy 'pcgard': did you mean 'pcgrad'?"),
-        (["bench", "--strategies", "uw(rate=1)"], "unknown option of strategy 'uw' 'rate'"),
+        (["bench", "--strategies", "uw(rate=1)"], "strategy 'uw' has no option 'rate'"),
         (["bench", "--strategies", "ew+uw"], "both fill the place"),
         (["bench", "digit"], "unknown recipe 'digit': did you mean 'digits'?"),
-        (["bench", "nowhere.yaml"], "nowhere.yaml: expected a recipe, but there is no such file"),
+        (["bench", "nowhere.yaml"], "nowhere.yaml: expected a recipe, but it cannot be read (No such file"),
         (["bench", "--tasks", "left,rihgt"], "unknown task 'rihgt': did you mean 'right'?"),
         (["bench", "--epoch", "3"], "unrecognized arguments: --epoch"),
         (["bench", "--epochs", "0"], "--epochs: expected a whole number from 1, not '0'"),
@@ -150,6 +153,60 @@ def test_wrong_use_in_a_process_of_its_own() -> None:
     assert result.stderr.startswith("mtobal: unknown strategy 'pcgard'")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+def test_a_report_that_cannot_be_written_is_still_shown(
+    uninterrupted: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "read"
+    shutil.copytree(uninterrupted[0], folder)
+    (folder / "results.csv").unlink()
+    (folder / "results.csv").mkdir()  # refuses to be replaced by a file, even where root writes
+    for arguments in ([str(folder)], [str(uninterrupted[0]), str(folder)]):
+        if len(arguments) == 2:
+            (folder / "changes.md").mkdir()
+        assert main(["report", *arguments]) == 2
+        shown = capsys.readouterr()
+        assert "cannot write to " in shown.err
+        assert shown.err.endswith("; make room there, or report on a copy of the folder.\n")
+        assert shown.err.count("\n") == 1
+        assert ("single-task" in shown.out) == (len(arguments) == 1)
+
+
+def test_tables_fit_eighty_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    # Three seeds that differ, so that every number has its spread, and names longer than a terminal has room for.
+    names = [
+        "single(left)",
+        "single(right)",
+        "ew",
+        "static(weights=[1.291, 0.709])",
+        "uw+cagrad(c=0.4)+samo(rho=0.001)",
+    ]
+
+    def write(folder: Path, tasks: tuple[str, ...], shift: float) -> Path:
+        singles = {f"single({task})": [[0.7], [0.71], [0.75]] for task in tasks}
+        rows = {
+            name: [[0.6 + shift + 0.01 * (seed + place) for place, _ in enumerate(tasks)] for seed in range(3)]
+            for name in names[2:]
+        }
+        return write_experiment(folder, {**singles, **rows}, tasks=tasks, seconds=dict.fromkeys(names, 0.01))
+
+    two, other = write(tmp_path / "two", ("left", "right"), 0.0), write(tmp_path / "other", ("left", "right"), 0.1)
+    three = write(tmp_path / "three", ("left", "right", "middle"), 0.0)
+    for arguments, whole in (
+        ([two], ["single-task", "0.6100±0.0100"]),
+        ([three], names[3:]),
+        ([two, other], ["delta_m", "better"]),
+    ):
+        assert main(["report", *map(str, arguments)]) == 0
+        out = capsys.readouterr().out
+        table = re.split("Report: |Every comparison: ", out)[0]  # what follows is a path
+        assert max(map(len, table.splitlines())) <= 80
+        assert "…" not in out
+        assert all(text in table for text in whole)
 
 
 def test_another_recipe_in_the_same_folder_is_refused(

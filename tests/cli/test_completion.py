@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mtobal import strategies
-from mtobal.bench.recipe import recipe_names
+from mtobal.bench.recipes import recipe_names
 from mtobal.cli import main
 
 ASK = """
