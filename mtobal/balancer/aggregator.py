@@ -329,7 +329,12 @@ def combine_local(
 
 def norm_of(tensors: Iterable[Tensor]) -> float:
     """Return one norm over all tensors."""
-    return math.hypot(*(float(torch.linalg.vector_norm(tensor.double())) for tensor in tensors))
+    return math.hypot(
+        *(
+            float(torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float64)))
+            for tensor in tensors
+        )
+    )
 
 
 def _all_finite(gradients: Iterable[Tensor | None]) -> bool:

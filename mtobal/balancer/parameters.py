@@ -147,11 +147,15 @@ class Parameters:
     def widen(self, gradients: TaskGradients, partition: Partition, ranks: Ranks) -> TaskGradients:
         """Take note of parameters that a task reaches for the first time in this step."""
         wider = gradients.partition if ranks.size == 1 else ranks.joined(gradients.partition)
-        if self.partition is partition:
-            self.partition = wider
+        self.remember(wider, partition)
         if wider.shared_mask == gradients.partition.shared_mask:
             return replace(gradients, partition=wider)
         return TaskGradients.of_rows(wider, gradients.rows(), gradients.scale)
+
+    def remember(self, wider: Partition, partition: Partition) -> None:
+        """Keep what a step has added to the partition with which it began, unless a later one has begun."""
+        if self.partition is partition:
+            self.partition = wider
 
     def complete(self, gradients: list[Tensor | None], active: Iterable[int], ranks: Ranks) -> list[Tensor | None]:
         """Write zeros where only other ranks have a gradient: their reducer waits for this one."""

@@ -147,7 +147,7 @@ class Passes:
 
         def write(cotangent: Tensor) -> list[Tensor | None]:
             gradients = backward(cotangent)
-            return [gradients[place] for place in inputs]
+            return [_seen_by_hooks(parameter, gradients[place], ranks) for place, parameter in inputs.items()]
 
         return attach_backward(value, write, list(inputs.values()))
 
@@ -235,22 +235,28 @@ class Passes:
                     gramian = ranks.sum(gramian) / ranks.size**2
                 found = self.aggregator.solve(gramian, step, loss_weights, pulled.scale)
                 return self.aggregator.finish(found, partial(combine_local, pulled, mine), pulled.scale, ranks)
+
+            def decode() -> Decoded:
+                decoded = run_decoders(values, local, partition, cotangent)
+                self.parameters.remember(decoded.partition, partition)
+                return decoded
+
             solution = self.aggregator.solution
             if (
                 solution is not None
                 and self.aggregator.accumulated is None
                 and solution.serves(step, self.scheme.every)
             ):
-                decoded = run_decoders(values, local, partition, cotangent)
+                decoded = decode()
                 found = self.aggregator.repeat(solution, step, loss_weights, accumulates)
                 return combine_local(decoded, mine, found)
             if part is not None:
                 seen = self._on_part(part, list(losses), partition, cotangent, ranks)
                 if seen is not None:
-                    decoded = run_decoders(values, local, partition, cotangent)
+                    decoded = decode()
                     return self._apply(seen, decoded, local, step, loss_weights, accumulates, ranks)
             if self.scheme.layers:
-                decoded = run_decoders(values, local, partition, cotangent)
+                decoded = decode()
                 layers, places = partition.restricted(self.scheme.layers)
                 seen = decoded.look(places, layers)
                 return self._apply(seen, decoded, local, step, loss_weights, accumulates, ranks)
@@ -374,6 +380,20 @@ class Passes:
 def _with_zeros(backward: Backward, tensors: Iterable[Tensor]) -> Backward:
     """Return a backward that gives zeros for some further inputs."""
     return lambda cotangent: [*backward(cotangent), *map(torch.zeros_like, tensors)]
+
+
+def _seen_by_hooks(parameter: Tensor, gradient: Tensor | None, ranks: Ranks) -> Tensor | None:
+    """Return zeros for a parameter without a gradient that has hooks, which torch would call with None."""
+    if gradient is not None or not parameter._backward_hooks:
+        return gradient
+    if ranks.size == 1 and parameter.grad is None:
+        when_backward_ends(partial(_forget_zeros, parameter))
+    return torch.zeros_like(parameter)
+
+
+def _forget_zeros(parameter: Tensor) -> None:
+    if parameter.grad is not None and not parameter.grad.any():
+        parameter.grad = None
 
 
 def _spread(gramian: Tensor, places: Sequence[int], size: int) -> Tensor:

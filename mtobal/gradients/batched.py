@@ -34,7 +34,8 @@ class Batched:
     """
 
     memory: float = 1e9
-    _goes_through: bool | None = field(default=None, init=False)  # unknown before the first step
+    _known: set[str] = field(default_factory=set, init=False)  # operations through which vmap goes
+    _stuck: bool = field(default=False, init=False)  # whether there has been one through which it does not
 
     def __post_init__(self) -> None:
         if self.memory <= 0:
@@ -47,9 +48,11 @@ class Batched:
         parameters = [decoded.parameters[place] for place in decoded.trunk]
         reach = [decoded.graph.reach(parameter) for parameter in parameters]
         tasks = [task for task, arrivals in enumerate(decoded.arrivals) if arrivals]
-        if self._goes_through is None and tasks:
-            self._goes_through = _try(decoded, tasks[0], parameters)
-        if not self._goes_through:
+        operations = {type(node).__name__ for node in decoded.graph.tasks if decoded.graph.owner(node) is None}
+        if tasks and not self._stuck and not operations <= self._known:
+            self._stuck = not _try(decoded, tasks[0], parameters)
+            self._known |= operations
+        if self._stuck:
             decoded.descend(parameters, lambda task, found: decoded.add(task, decoded.trunk, found))
             return decoded.finish()
         size = max(1, int(self.memory // (ALIVE * _largest_output(decoded))))

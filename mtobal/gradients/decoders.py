@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtobal.gradients.graph import Graph, differentiate, read_graph
+from mtobal.errors import UsageError
+from mtobal.gradients.graph import Graph, differentiate, read_graph, sent
 from mtobal.gradients.partition import Partition
 from mtobal.gradients.rows import combine
 from mtobal.gradients.task_gradients import Piece, TaskGradients
-from mtobal.gradients.walk import Edge
+from mtobal.gradients.walk import Edge, leaf_of
 
 
 @dataclass
@@ -152,6 +153,7 @@ def run_decoders(losses: list[Tensor], active: Sequence[int], partition: Partiti
     """
     graph = read_graph(losses)
     parameters = list(partition.parameters.values())
+    _check_complete(graph, parameters)
     trunk: list[int] = []
     own: list[list[int]] = [[] for _ in losses]
     reach: list[frozenset[int]] = []
@@ -182,13 +184,30 @@ def run_decoders(losses: list[Tensor], active: Sequence[int], partition: Partiti
             arrivals.append({graph.roots[task]: seed})
             rows.append({})
             continue
-        inputs: list[Tensor | Edge] = [*entries[task], *(parameters[place] for place in own[task])]
-        found = differentiate([loss], [seed], inputs, retain_graph=graph.has_sink)
-        reached = zip(entries[task], found, strict=False)
-        arrivals.append({edge: gradient for edge, gradient in reached if gradient is not None})
-        gradients = zip(own[task], found[len(entries[task]) :], strict=True)
+        inputs: list[Tensor | Edge] = [*(parameters[place] for place in own[task]), *entries[task]]
+        with sent(entries[task]) as arrived:
+            found = differentiate([loss], [seed], inputs, retain_graph=graph.has_sink)
+        arrivals.append({edge: arrived[edge] for edge in entries[task] if edge in arrived})
+        gradients = zip(own[task], found, strict=False)
         rows.append({place: gradient for place, gradient in gradients if gradient is not None})
     losses.clear()
     widened = all(new <= old for new, old in zip(reach, partition.reach, strict=True))
     known = partition if widened else partition.extended(reach)
     return Decoded(graph, known, arrivals, rows, trunk, float(cotangent) or 1.0)
+
+
+def _check_complete(graph: Graph, parameters: Sequence[Tensor]) -> None:
+    """Make sure that no parameter goes without its gradient.
+
+    Raises
+    ------
+    UsageError
+        A task has not reached a parameter outside of the model when its graph was searched for these.
+    """
+    known = {id(parameter) for parameter in parameters}
+    for leaf in map(leaf_of, graph.leaves.values()):
+        if id(leaf) not in known and isinstance(leaf, nn.Parameter):
+            raise UsageError(
+                f"a loss reaches a parameter of shape {tuple(leaf.shape)} outside of the model that it did not "
+                "reach before: pass the Balancer a model that holds all parameters, such as an nn.ModuleList."
+            )

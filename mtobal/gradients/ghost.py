@@ -86,7 +86,7 @@ def ghost(
             for edge in outputs:
                 arrived = cotangents[edge]
                 if arrived is not None:
-                    decoded.add(task, [place], [bias_gradient(arrived).to(decoded.parameters[place].dtype)])
+                    decoded.add(task, [place], [bias_gradient(arrived).to(decoded.parameters[place])])
 
     decoded.descend([*edges, *(decoded.parameters[place] for place in places)], receive)
     return decoded.finish(kept)
@@ -97,8 +97,6 @@ def _kept_pieces(decoded: Decoded, pays: Callable[[Sizes, int], bool]) -> list[P
     pieces: list[Products | Lookups] = []
     for place in decoded.trunk:
         parameter = decoded.parameters[place]
-        if parameter._backward_hooks:  # a hook of the user's wants to see every gradient
-            continue
         num_tasks = len(decoded.graph.reach(parameter))
         products = product_uses(decoded.graph, parameter)
         if products and pays(_joined_sizes(products), num_tasks):
@@ -121,7 +119,7 @@ def _biases(decoded: Decoded, edges: set[Edge]) -> dict[int, list[Edge]]:
     biases = {}
     for place in decoded.trunk:
         parameter = decoded.parameters[place]
-        found = [] if parameter._backward_hooks else bias_edges(decoded.graph, parameter)
+        found = bias_edges(decoded.graph, parameter)
         if found and edges.issuperset(found):
             biases[place] = found
     return biases
@@ -197,7 +195,7 @@ class Products:
         gradient = parts[0]
         for part in parts[1:]:
             gradient = gradient + part
-        return gradient.to(self._weight.dtype).reshape(self._weight.shape)
+        return gradient.to(self._weight).reshape(self._weight.shape)
 
 
 class Lookups:

@@ -2,7 +2,8 @@
 
 An operation is recognised by its node in the autograd graph, which holds the input. That finds a layer however it
 was called (as a module, as a function, twice, with a weight that another layer uses too), needs no hook in the
-model, and costs nothing while nobody asks.
+model, and costs nothing while nobody asks. Hooks of the user's on tensors and modules are seen; what one on the
+operation's own node (`torch.autograd.graph.Node.register_hook`) makes of the weight gradient is not.
 """
 
 from __future__ import annotations
@@ -156,9 +157,9 @@ def product_uses(graph: Graph, weight: Tensor) -> list[ProductUse]:
     uses: list[ProductUse] = []
     kinds = set()
     for node, slot, transposed in _users(graph, weight):
-        if graph.owner(node) is not None:
-            return []
         operation: Any = node
+        if graph.owner(node) is not None or _is_complex(operation):
+            return []
         name = node.name()
         if (name, slot) == ("MmBackward0", 1) or ((name, slot) == ("AddmmBackward0", 2) and _is_plain(operation)):
             uses.append(LinearUse(node, weight, transposed))
@@ -177,7 +178,7 @@ def lookup_uses(graph: Graph, table: Tensor) -> list[LookupUse]:
         operation: Any = node
         if graph.owner(node) is not None or transposed or node.name() != "EmbeddingBackward0":
             return []
-        if operation._saved_sparse or operation._saved_scale_grad_by_freq:
+        if operation._saved_scale_grad_by_freq or _is_complex(operation):
             return []
         uses.append(LookupUse(node))
     return uses
@@ -214,6 +215,11 @@ def output_shape(node: Node) -> tuple[int, ...]:
     """Return the shape of what an operation with one output gave."""
     operation: Any = node
     return tuple(operation._input_metadata[0].shape)
+
+
+def _is_complex(operation: Any) -> bool:
+    """Return whether an operation with one output gave complex numbers."""
+    return bool(operation._input_metadata[0].dtype.is_complex)
 
 
 def _is_plain(addition: Any) -> bool:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mtobal.errors import UsageError
+from mtobal.gradients.graph import differentiate
 from mtobal.gradients.perturbation import displaced
 from mtobal.gradients.ranks import Ranks
 from mtobal.gradients.replay import replayed, rng_state
+from mtobal.gradients.rows import as_real
 from mtobal.ops import Jacobian
 
 Gradient = list[Tensor]
@@ -75,10 +77,11 @@ class Seen:
 
     def _differentiate(self, losses: Sequence[Tensor], factors: list[Tensor], *, keep: bool) -> Gradient:
         with torch.autocast(losses[0].device.type, enabled=False):
-            found = torch.autograd.grad(
-                losses, self.parameters, factors, retain_graph=keep, allow_unused=True, materialize_grads=True
-            )
-        return list(found)
+            found = differentiate(losses, factors, self.parameters, retain_graph=keep)
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(self.parameters, found, strict=True)
+        ]
 
 
 class LookAhead:
@@ -234,7 +237,7 @@ class LookAhead:
 def inner_products(rows: Sequence[Gradient]) -> Tensor:
     """Return the inner products of gradients, of shape (R, R), float64 on the CPU."""
     with torch.autocast(rows[0][0].device.type, enabled=False):
-        return Jacobian.from_rows(rows, [str(place) for place in range(len(rows[0]))]).gramian()
+        return Jacobian.from_rows([as_real(row) for row in rows], list(map(str, range(len(rows[0]))))).gramian()
 
 
 def weighted_sum(rows: Sequence[Gradient], weights: Tensor) -> Gradient:

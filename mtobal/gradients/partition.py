@@ -8,8 +8,8 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from mtobal.errors import UsageError
-from mtobal.gradients.walk import nodes_below
+from mtobal.errors import UsageError, unknown_name
+from mtobal.gradients.walk import leaf_of, nodes_below
 
 OUTSIDE = "(outside the model)"
 
@@ -180,9 +180,9 @@ def reached_leaves(loss: Tensor, stop: Tensor | None = None) -> dict[int, Tensor
     seen = set(pending) if stop is None or stop.grad_fn is None else {*pending, stop.grad_fn}
     while pending:
         node = pending.pop()
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            leaves[id(variable)] = variable
+        leaf = leaf_of(node)
+        if leaf is not None:
+            leaves[id(leaf)] = leaf
         for below in nodes_below(node):
             if below not in seen:
                 seen.add(below)
@@ -255,8 +255,10 @@ def declared_shared(model: nn.Module, shared: Shared) -> frozenset[str]:
             found = [by_id[id(p)] for p in item.parameters() if id(p) in by_id]
         else:
             found = [by_id[id(item)]] if id(item) in by_id else []
+        if not found and isinstance(item, str):
+            known = {name.rsplit(".", depth)[0] for name in by_id.values() for depth in range(name.count(".") + 1)}
+            raise unknown_name("shared module or parameter", item, known)
         if not found:
-            label = repr(item) if isinstance(item, str) else f"a {type(item).__name__}"
-            raise UsageError(f"shared: {label} names no parameter of the model.")
+            raise UsageError(f"shared: a {type(item).__name__} holds no parameter of the model.")
         names.update(found)
     return frozenset(names)

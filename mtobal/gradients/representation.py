@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from mtobal.errors import UsageError
-from mtobal.gradients.graph import differentiate
+from mtobal.gradients.graph import differentiate, read_graph, sent
 from mtobal.gradients.partition import Partition, reached_leaves
 from mtobal.gradients.rows import Rows
 
@@ -82,11 +83,15 @@ class RepresentationGradients:
         inputs = [*representation, *(self._parameters[place] for place in cut.heads)]
         arrived: list[list[Tensor | None]] = []
         self._heads = Rows(cut.heads, [])
+        edge = get_gradient_edge(representation[0])
+        place = edge.node, edge.output_nr
+        readers = read_graph(losses).readers(place)
         for task, loss in enumerate(losses):
             seed = cotangent.to(loss.device, loss.dtype).reshape(loss.shape)
-            # Decoders may have layers in common, whose graph the next pass needs.
-            row = differentiate([loss], [seed], inputs, retain_graph=task < len(losses) - 1)
-            arrived.append(row[:1])
+            with sent({place: readers}) as found:
+                # Decoders may have layers in common, whose graph the next pass needs.
+                row = differentiate([loss], [seed], inputs, retain_graph=task < len(losses) - 1)
+            arrived.append([found.get(place)])
             self._heads.rows.append(row[1:])
         losses.clear()
         self._arrived = Rows((0,), arrived)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mtobal import ops
@@ -32,7 +33,7 @@ class Rows:
 
     def gramian(self) -> Tensor:
         """Return the inner products of the rows, of shape (K, K), float64 on the CPU."""
-        return ops.gramian(self.rows)
+        return ops.gramian([as_real(row) for row in self.rows])
 
     def combine(self, weights: Sequence[float]) -> list[Tensor | None]:
         """Return the weighted sum of the rows, one tensor a parameter, and let go of the rows on the way."""
@@ -57,3 +58,11 @@ class Rows:
 def combine(gradients: Row, weights: Sequence[float]) -> Tensor | None:
     """Return the weighted sum of K tensors of one shape, as `mtobal.ops.combine` does."""
     return ops.combine([[gradient] for gradient in gradients], weights)[0]
+
+
+def as_real(gradients: Row) -> list[Tensor | None]:
+    """View complex gradients as real and imaginary parts, so that inner products are those of all real numbers."""
+    return [
+        torch.view_as_real(gradient.resolve_conj()) if gradient is not None and gradient.is_complex() else gradient
+        for gradient in gradients
+    ]

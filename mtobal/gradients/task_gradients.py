@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtobal.gradients.partition import Partition
-from mtobal.gradients.rows import Rows
+from mtobal.gradients.rows import Rows, as_real
 from mtobal.ops import Jacobian
 
 
@@ -109,7 +109,7 @@ class TaskGradients:
     def jacobian(self) -> Jacobian:
         """Return J over the shared parameters that an active task reaches, without the factor."""
         names = list(self.partition.parameters)
-        blocks = [piece.gradients(place) for place, piece in self._by_place()]
+        blocks = [as_real(piece.gradients(place)) for place, piece in self._by_place()]
         rows = [list(row) for row in zip(*blocks, strict=True)]
         return Jacobian.from_rows(rows, [names[place] for place, _ in self._by_place()], self.scale)
 
@@ -141,7 +141,12 @@ class TaskGradients:
         gradients = self._final(heads)
         parameters = list(self.partition.parameters.values())
         for (place, _), block in zip(self._by_place(), direction, strict=True):
-            gradients[place] = (block * self.scale).to(parameters[place].dtype).reshape(parameters[place].shape)
+            parameter = parameters[place]
+            if parameter.is_complex():
+                pairs = (block * self.scale).to(parameter.real.dtype).reshape(*parameter.shape, 2)
+                gradients[place] = torch.view_as_complex(pairs)
+            else:
+                gradients[place] = (block * self.scale).to(parameter.dtype).reshape(parameter.shape)
         return gradients
 
     def _by_place(self) -> list[tuple[int, Piece]]:

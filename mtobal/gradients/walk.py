@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.autograd.graph import Node
 
 Edge = tuple[Node, int]  # a place in the graph at which gradients arrive: the output of an operation
@@ -26,6 +27,11 @@ def edges_below(node: Node) -> list[tuple[Node | None, int]]:
 def nodes_below(node: Node) -> list[Node]:
     """Return the operations that gave what this one read."""
     return [below for below, _ in edges_below(node) if below is not None]
+
+
+def leaf_of(node: Any) -> Tensor | None:
+    """Return the leaf tensor that a node stands for; None for an operation."""
+    return node.variable if type(node).__name__ == "AccumulateGrad" else None
 
 
 def is_sink(node: Node) -> bool:

@@ -346,6 +346,46 @@ def test_a_second_backward_says_what_happened() -> None:
             total.backward()
 
 
+@pytest.mark.parametrize("spec", ["uw", "pcgrad", "graddrop", "sam"])
+def test_hooks_of_parameters_run_where_there_is_no_gradient(spec: str) -> None:
+    """Torch would call them with None: for an unused layer, an absent task, a batch that is kept."""
+    gradients = []
+    for hook in (lambda gradient: gradient.clamp(-1e3, 1e3), None):
+        net, data = SharedNet(), batch()
+        for parameter in net.parameters():
+            if hook is not None:
+                parameter.register_hook(hook)
+        balancer = Balancer(spec, net, tasks=TASKS)
+
+        def backward(balancer=balancer, net=net, data=data, **changed: torch.Tensor | None) -> None:
+            def again() -> dict[str, torch.Tensor | None]:
+                return {**losses(net, data), **changed}
+
+            balancer(again(), again=again).backward()
+
+        with balancer.accumulating():
+            backward(depth=None)
+        backward(depth=None)
+        gradients.append([parameter.grad for parameter in net.parameters()])
+        net.zero_grad()
+        with pytest.warns(RuntimeWarning, match="skipped"):
+            backward(depth=(0 * net.encoder[0].weight).sum() + float("nan"))
+        assert all(parameter.grad is None for parameter in net.parameters())
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("gradients", ["loop", "ghost", "every(n=5)", "layers(names=[encoder])"])
+def test_a_parameter_that_a_known_task_reaches_later_stays_shared(gradients: str) -> None:
+    net, data = SharedNet(), batch()
+    balancer = Balancer("mgda", net, gradients=gradients)
+    for joins in (False, True, False):
+        values = losses(net, data)
+        if joins:
+            values["depth"] = values["depth"] + net.heads["seg"](net.encoder(data[0])).square().mean()
+        balancer(values).backward()
+    assert "heads.seg.weight" in balancer.partition.shared
+
+
 @every_spec
 def test_a_further_loss_may_share_the_graph(spec: str) -> None:
     """As with any two losses, where the backward pass is asked to retain the graph."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
+from mtobal import UsageError
 from mtobal.gradients import Batched, TaskGradients, attach_backward, find_partition, ghost, loop
 from mtobal.gradients.decoders import run_decoders
 from mtobal.gradients.ghost import cheaper
@@ -97,6 +98,27 @@ def in_place(self: nn.Module, inputs: Tensor) -> Tensor:
 
 def checkpointed(self: nn.Module, inputs: Tensor) -> Tensor:
     return checkpoint(self.inner, inputs, use_reentrant=False)
+
+
+def shortened(gradient: Tensor) -> Tensor:
+    return gradient / (1 + gradient.norm())
+
+
+def hooked(self: nn.Module, inputs: Tensor) -> Tensor:
+    """Hooks that are no linear functions, on what layers give and on what they read."""
+    tensors = [self.first(inputs)]
+    tensors.append(tensors[0].tanh())
+    tensors.append(self.second(tensors[1]))
+    for tensor in tensors:
+        if tensor.requires_grad:
+            tensor.register_hook(shortened)
+    return tensors[2]
+
+
+def with_complex_products(self: nn.Module, inputs: Tensor) -> Tensor:
+    complex_inputs = torch.complex(inputs, inputs.flip(0))
+    mixed = complex_inputs @ self.w.to(complex_inputs.dtype)
+    return torch.view_as_real(mixed @ self.v.to(mixed.dtype)).flatten(1)
 
 
 VECTORS, SEQUENCE, LINE = (5, 6), (5, 4, 6), (3, 4, 9)
@@ -205,6 +227,15 @@ TRUNKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         VECTORS,
     ),
     "a normalised weight": (lambda: parametrizations.weight_norm(nn.Linear(6, 7)), VECTORS),
+    "complex weights": (
+        lambda: Apply(
+            with_complex_products,
+            w=nn.Parameter(torch.randn(6, 3, dtype=torch.complex128)),
+            v=nn.Parameter(torch.randn(3, 3)),
+        ),
+        VECTORS,
+    ),
+    "hooks on tensors": (lambda: Apply(hooked, first=nn.Linear(6, 7), second=nn.Linear(7, 4)), VECTORS),
     "in place": (lambda: Apply(in_place, first=nn.Linear(6, 7), second=nn.Linear(7, 4)), VECTORS),
     "checkpointed": (
         lambda: Apply(checkpointed, inner=nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 4), nn.Tanh())),
@@ -232,7 +263,8 @@ def make(name: str, dtype: torch.dtype) -> tuple[Net, Tensor]:
         torch.manual_seed(0)
         inputs = torch.randint(9, shape) if shape is WORDS else torch.randn(shape)
         net = Net(build(), inputs)
-    return net.to(dtype), inputs if shape is WORDS else inputs.to(dtype)
+    # Complex weights stay as they are, which `nn.Module.to` would make real.
+    return net.double() if dtype is torch.float64 else net, inputs if shape is WORDS else inputs.to(dtype)
 
 
 def taken(engine: Callable[..., TaskGradients], net: nn.Module, losses: list[Tensor], cotangent: float = 1.0):
@@ -242,7 +274,13 @@ def taken(engine: Callable[..., TaskGradients], net: nn.Module, losses: list[Ten
 
 def by_hand(losses: list[Tensor], net: nn.Module) -> list[list[Tensor | None]]:
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    return [list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)) for loss in losses]
+    rows = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
+    return [[g.to_dense() if g is not None and g.is_sparse else g for g in row] for row in rows]
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, in float64."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()
 
 
 def assert_equals(
@@ -255,7 +293,8 @@ def assert_equals(
     assert [len(tasks) for tasks in gradients.partition.reach] == [
         sum(gradient is not None for gradient in column) for column in zip(*reference, strict=True)
     ]
-    zeros = [torch.zeros(parameter.shape, dtype=torch.float64) for parameter in parameters]
+    reference = [[None if g is None else real(g) for g in row] for row in reference]
+    zeros = [torch.zeros_like(real(parameter)) for parameter in parameters]
     rows = [
         torch.cat(
             [(zero if g is None else g).flatten() for g, zero, own in zip(row, zeros, mask, strict=True) if own]
@@ -286,7 +325,7 @@ def assert_equals(
             assert (gradient is None) == (not column)
             if gradient is not None:
                 assert (gradient.dtype, gradient.shape) == (parameter.dtype, parameter.shape)
-                assert (gradient.double() / scale - sum(column)).norm() <= tolerance * size
+                assert (real(gradient) / scale - sum(column)).norm() <= tolerance * size
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["32", "64"])
@@ -297,6 +336,18 @@ def test_it_equals_a_loop_in_float64(name: str, engine, dtype: torch.dtype, tole
     reference = by_hand(exact.losses(inputs), exact)
     net, inputs = make(name, dtype)
     assert_equals(lambda: taken(engine, net, net.losses(inputs)), reference, tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:gradients='batched'. vmap does not go through:RuntimeWarning")
+@every_engine
+@pytest.mark.parametrize("table", [nn.Embedding, nn.EmbeddingBag], ids=["embedding", "in bags"])
+def test_sparse_gradients(table: type[nn.Module], engine) -> None:
+    net = Net(table(30, 4, sparse=True, padding_idx=3), torch.zeros(5, 4, dtype=torch.long)).double()
+    inputs = torch.arange(20).reshape(5, 4) % 9
+    gradients = taken(engine, net, net.losses(inputs))
+    is_kept = not all(isinstance(piece, Rows) for piece in gradients.pieces)
+    assert is_kept == (table is nn.Embedding and engine in (ghost, EVERYWHERE))
+    compare(engine, lambda net: net.losses(inputs), net)
 
 
 # Of the other parameters of these trunks, gradients are written out.
@@ -310,6 +361,8 @@ KEPT = {
     "embedding with padding": ["weight"],
     "embedding used twice": ["inner.weight"],
     "embedding scaled by frequency": [],
+    "complex weights": [],
+    "hooks on tensors": ["first.weight", "second.weight"],
     "embedding tied to a linear layer": [],
     "batch norm": ["0.weight", "3.weight"],
     "attention": ["attend.in_proj_weight", "attend.out_proj.weight"],
@@ -378,7 +431,7 @@ def with_features_of_two_depths(net: Branches) -> list[Tensor]:
 
 def one_after_another(net: Branches) -> list[Tensor]:
     first, second, third = branching(net)
-    return [first, first * second, second + third]
+    return [first * second, first, second + third]
 
 
 def all_the_same(net: Branches) -> list[Tensor]:
@@ -413,9 +466,39 @@ def through_a_leaf(net: Branches) -> list[Tensor]:
     return [weight[0, 0], weight.square().sum(), net.trunk.bias.sum() + weight.sum()]
 
 
+def a_parameter_as_a_loss(net: Branches) -> list[Tensor]:
+    _, second, third = branching(net)
+    return [net.heads[0].bias, second * net.heads[2].bias.sum(), third]
+
+
+def with_hooks_on_tensors(net: Branches) -> list[Tensor]:
+    trunk = net.trunk(POINTS).tanh()
+    branch = net.branch(trunk).tanh()
+    first, second, third = net.heads
+    losses = [first(trunk).square().sum() + trunk.exp().mean(), second(branch).sum(), third(branch).exp().mean()]
+    for factor, tensor in zip((-2.0, 3.0, 0.5), (trunk, branch, losses[0]), strict=True):
+        tensor.register_hook(lambda gradient, factor=factor: factor * gradient)
+    return losses
+
+
+def one_operation_for_all_losses(net: Branches) -> list[Tensor]:
+    return list(torch.stack(branching(net)).unbind())
+
+
+def with_second_derivatives(net: Branches) -> list[Tensor]:
+    points = POINTS.clone().requires_grad_()
+    trunk = net.trunk(points).tanh()
+    first, second, third = net.heads
+    branch = net.branch(trunk).tanh()
+    [slope] = torch.autograd.grad(second(branch).sum(), points, create_graph=True)
+    [bend] = torch.autograd.grad(slope[:, 0].sum(), points, create_graph=True)
+    return [first(trunk).square().sum(), slope.square().mean(), (third(branch) - bend).square().mean()]
+
+
 STRUCTURES = (
     *(branching, using_the_trunk_twice, with_features_of_two_depths, one_after_another, all_the_same),
-    *(without_decoders, a_batch_per_task, one_decoder_for_all, through_a_leaf),
+    *(without_decoders, a_batch_per_task, one_decoder_for_all, through_a_leaf, a_parameter_as_a_loss),
+    *(with_hooks_on_tensors, one_operation_for_all_losses, with_second_derivatives),
 )
 
 
@@ -512,14 +595,35 @@ def test_a_compiled_part(engine) -> None:
     assert_equals(lambda: taken(engine, net, net.losses(inputs)), reference, 1e-12)
 
 
-@pytest.mark.parametrize("engine", ["loop", "ghost", "ghost wherever there is a rule"], indirect=True)
-def test_a_hook_on_a_parameter_sees_every_row(engine) -> None:
+@every_engine
+def test_a_hook_on_a_parameter_waits_for_the_final_gradient(engine) -> None:
     net = Branches()
+    reference = by_hand(branching(net), net)
     seen: list[Tensor] = []
-    net.trunk.weight.register_hook(lambda gradient: seen.append(gradient.clone()))
-    net.trunk.bias.register_hook(lambda gradient: 2 * gradient)
-    compare(engine, branching, net)
-    assert len(seen) % 3 == 0
+    for parameter in (net.trunk.weight, net.trunk.bias, net.heads[0].weight):
+        parameter.register_hook(seen.append)
+    assert_equals(lambda: taken(engine, net, branching(net)), reference, 1e-12)
+    assert not seen
+    branching(net)[0].backward()
+    assert len(seen) == 3
+
+
+@every_engine
+def test_a_reentrant_checkpoint_is_refused(engine) -> None:
+    net = Branches()
+    points = POINTS.clone().requires_grad_()  # so that the checkpoint is in the graph, and its parameters are not
+    trunk = net.branch(checkpoint(net.trunk, points, use_reentrant=True))
+    with pytest.raises(UsageError, match="a reentrant checkpoint hides its parameters"):
+        taken(engine, net, [trunk.sum(), trunk.square().sum()])
+
+
+@every_engine
+def test_a_parameter_outside_of_the_model_that_comes_later_is_refused(engine) -> None:
+    net, scale = Branches(), nn.Parameter(torch.ones(7, 1, dtype=torch.float64))
+    partition = find_partition(branching(net), TASKS, net)
+    first, *others = branching(net)
+    with pytest.raises(UsageError, match=r"a parameter of shape \(7, 1\) outside of the model"):
+        engine([first * scale.sum(), *others], range(3), partition, torch.tensor(1.0))
 
 
 @every_engine
@@ -592,6 +696,11 @@ def test_batched_says_when_vmap_does_not_go_through() -> None:
     with pytest.warns(RuntimeWarning, match="vmap does not go through this model .* one pass a task instead"):
         taken(engine, net, losses())
     assert_equals(lambda: taken(engine, net, losses()), reference, 1e-12)  # and says so once
+
+    later = Batched()  # for which the operation comes in a later step
+    taken(later, net, branching(net))
+    with pytest.warns(RuntimeWarning, match="one pass a task instead"):
+        assert_equals(lambda: taken(later, net, losses()), reference, 1e-12)
 
 
 @pytest.mark.parametrize("cotangent", [1.0, 0.25])

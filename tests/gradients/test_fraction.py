@@ -154,10 +154,12 @@ def test_through_the_callback(gradients: str, sizes: list[int]) -> None:
 )
 def test_a_batch_without_one_length_is_refused(data: object, lengths: str) -> None:
     module = Module()
-    module.training_step = lambda data, batch_idx: {  # type: ignore[method-assign]
-        "loss": torch.zeros(()),
-        "losses": losses(module.net, batch()),
-    }
+
+    def training_step(data: object, batch_idx: int) -> dict[str, Any]:
+        values = losses(module.net, batch())
+        return {"loss": sum(values.values()), "losses": values}
+
+    module.training_step = training_step  # type: ignore[method-assign]
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",

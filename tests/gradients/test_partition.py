@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mtobal import Balancer, UsageError
 from mtobal.gradients import find_partition, reached_leaves
@@ -78,3 +78,21 @@ def test_declared_shared_parameters() -> None:
     assert "heads.seg.weight" in wider.partition.shared
     with pytest.raises(UsageError, match=r"'encoder.2.weight' is reached by the losses of 'seg' and 'depth'"):
         Balancer("mgda", net, shared="encoder.0")(losses(net, data))
+
+
+def test_what_an_operation_remembers_is_no_leaf() -> None:
+    net = nn.ModuleDict({"used": nn.Linear(3, 3), "remembered": nn.Linear(3, 3)})
+
+    class Remembering(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, tensor: Tensor) -> Tensor:
+            ctx.variable = net["remembered"].weight
+            return tensor.clone()
+
+        @staticmethod
+        def backward(ctx, cotangent: Tensor) -> Tensor:
+            return cotangent
+
+    output = Remembering.apply(net["used"](torch.ones(1, 3)))
+    partition = find_partition([output.sum(), output.square().sum()], ("a", "b"), net)
+    assert set(partition.shared) == {"used.weight", "used.bias"}

@@ -75,6 +75,25 @@ def test_two_runs_and_a_resumed_one_are_equal_bit_by_bit(gradients: str) -> None
         assert torch.equal(one, third)
 
 
+@pytest.mark.parametrize("gradients", [*ENGINES, "representation", "layers(names='encoder')", "every(n=2)"])
+def test_hooks_on_parameters_and_tensors_run_as_in_any_backward_pass(gradients: str) -> None:
+    plain, net = WideNet(), WideNet()
+    expected = written(plain, "pcgrad", gradients, batch())
+    seen: list[Tensor] = []
+    reached = [parameter for parameter, one in zip(net.parameters(), expected, strict=True) if one is not None]
+    for parameter in reached:
+        parameter.register_hook(lambda gradient: seen.append(gradient) or 3 * gradient)
+    balancer = Balancer("pcgrad", net, gradients=gradients)
+    values, features = outcome(net, batch())
+    features.register_hook(lambda gradient: -gradient)  # as in adversarial training
+    balancer(values, representation=features).backward()
+    assert len(seen) == len(reached)
+    for (name, parameter), gradient in zip(net.named_parameters(), expected, strict=True):
+        if gradient is not None:
+            factor = -3 if name.startswith("encoder") else 3
+            torch.testing.assert_close(parameter.grad, factor * gradient, rtol=1e-10, atol=1e-13)
+
+
 class Module(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -211,8 +230,8 @@ def test_a_strategy_that_reads_the_jacobian_needs_it_at_every_step(gradients: st
     ("gradients", "message"),
     [
         ("lop", "unknown way to take gradients 'lop': did you mean 'loop'"),
-        ("loop(chunk=3)", "unknown option of gradients='loop' 'chunk'"),
-        ("batched(memry=3)", "unknown option of gradients='batched' 'memry': did you mean 'memory'"),
+        ("loop(chunk=3)", "gradients='loop' has no option 'chunk'"),
+        ("batched(memry=3)", "gradients='batched' has no option 'memry': did you mean 'memory'"),
         ("batched(memory=0)", "memory must be positive, not 0"),
         ("loop+ghost", "'loop' and 'ghost' exclude each other"),
         ("every", "gradients='every': n is missing"),
