@@ -1,6 +1,6 @@
 """Bytes that each of two ranks sends in a training step, beside those of plain data parallelism.
 
-    python benchmarks/ranks.py                 # the table of docs/lightning.md, a minute or two
+    python benchmarks/ranks.py                 # the table of the README here and of docs/lightning.md
 
 Every collective of `torch.distributed` is wrapped and counts the tensors that it is given; what the reducer of
 `DistributedDataParallel` sends passes through a communication hook that counts as well. Payload is counted, not

@@ -24,8 +24,7 @@ def keep_buffers() -> None:
 
     By default it overwrites them, and a second pass is an error. This costs memory, and only in backward passes.
     """
-    if hasattr(torch._functorch.config, "donated_buffer"):  # since torch 2.6
-        torch._functorch.config.donated_buffer = False
+    torch._functorch.config.donated_buffer = False
 
 
 def is_compiled(nodes: Iterable[Node]) -> bool:

@@ -267,9 +267,9 @@ def _without_hooks(leaves: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _user_retains_graph() -> bool:
-    """Return whether this runs within a backward pass with ``retain_graph=True``; never before torch 2.5."""
-    read = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return read is not None and torch._C._current_graph_task_id() >= 0 and bool(read())
+    """Return whether this runs within a backward pass with ``retain_graph=True``."""
+    keeps: Any = torch._C._autograd._get_current_graph_task_keep_graph
+    return torch._C._current_graph_task_id() >= 0 and bool(keeps())
 
 
 def _place(place: Tensor | Edge) -> Any:

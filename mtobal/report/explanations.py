@@ -37,8 +37,8 @@ def explanations(summary: Summary) -> list[tuple[str, str]]:
         told.append(
             (
                 "static weights",
-                "There is no validation split, or no record of it, to choose the best of the sweep by, so it "
-                "takes no part in the tests.",
+                "There is nothing to choose the best of the sweep by (no validation split, no record of it, or no "
+                "finite metric in it), so it takes no part in the tests.",
             )
         )
     if comparison.cannot_tell:

@@ -42,7 +42,7 @@ def headline(
     cell = best.cells["delta_m"]
     side = {"+": "worse than", "-": "better than"}.get(percent(cell.mean)[0], "equal to")
     size = f"{percent(cell.mean)} over {_seeds(cell.n)}, {side} the single-task networks on average"
-    size += _against_baseline(best, comparison)
+    size += _against_baseline(best, comparison, side)
     if len(rows) == 1:
         return f"{best.name} is the only multi-task row: delta_m {size}."
     sentences = [f"{best.name} has the lowest delta_m of {len(rows)} rows ({size})."]
@@ -69,18 +69,24 @@ def _by_rank(rows: Sequence[SummaryRow]) -> str:
     return f"By mean rank over the metrics, {_listed(names)} {verb} the lowest ({lowest:.2f})."
 
 
-def _against_baseline(best: SummaryRow, comparison: Comparison) -> str:
+def _against_baseline(best: SummaryRow, comparison: Comparison, side: str) -> str:
     verdict = next(
         (pair.verdict for pair in comparison.against_baseline if pair.first == best.name), "cannot tell"
     )
     if verdict == "cannot tell":
         return ""
-    return ", but not beyond what seeds do" if verdict == "not shown" else ", and beyond what seeds do"
+    if verdict == "not shown":
+        return ", but not beyond what seeds do"
+    # The test holds each seed against the baseline of that seed, and not against the mean of all baselines.
+    return ", and beyond what seeds do" if side.startswith(verdict) else f", but {verdict} seed by seed"
 
 
 def _against_others(best: SummaryRow, rows: Sequence[SummaryRow], comparison: Comparison) -> str:
     """Say from how many rows the seeds tell the best one, and whether equal weighting is among them."""
     verdicts = {row.name: comparison.between(best.name, row.name) for row in rows if row is not best}
+    if worse := [name for name, verdict in verdicts.items() if verdict == "worse"]:
+        whom = _listed(worse) if len(worse) <= MOST_NAMES else f"{len(worse)} other rows"
+        return f"But on the seeds that both have, it is worse than {whom}, beyond what seeds do."
     shown = [name for name, verdict in verdicts.items() if verdict == "better"]
     open_ = [name for name, verdict in verdicts.items() if verdict != "better"]
     tests = f"Paired over seeds and corrected for {pairs_in_words(comparison)}"
@@ -123,12 +129,11 @@ def _static_weights(rows: Sequence[SummaryRow], comparison: Comparison, best: Su
     if all(verdict == "cannot tell" for verdict in verdicts):
         return ""
     better = verdicts.count("better")
-    count = f"{better} of the {len(others)}" if better else f"None of the {len(others)}"
-    verb = "is" if better < 2 else "are"
-    return (
-        f"{count} other strategies {verb} shown to be better than the {best.name}: "
-        f"{name} ({percent(best.mean('delta_m'))})."
-    )
+    if len(others) == 1:
+        count = "The other strategy is" if better else "The other strategy is not"
+    else:
+        count = f"{better or 'None'} of the {len(others)} other strategies {'is' if better < 2 else 'are'}"
+    return f"{count} shown to be better than the {best.name}: {name} ({percent(best.mean('delta_m'))})."
 
 
 def pairs_in_words(comparison: Comparison) -> str:

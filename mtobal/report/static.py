@@ -52,7 +52,8 @@ def best_static(
 
     Best is the lowest ``delta_m`` of the validation metrics at the selected epochs, a mean over seeds; without a
     single-task baseline, the lowest mean rank in them. None where there is nothing to choose among, where a
-    metric was not recorded, and where the recipe evaluates on the test split alone (`average_last`).
+    metric was not recorded, where all diverged, and where the recipe evaluates on the test split alone
+    (`average_last`).
     """
     static = static_rows(rows)
     if len(static) < 2 or recipe.get("average_last"):
@@ -69,7 +70,13 @@ def best_static(
         }
     else:
         scores = mean_rank({name: _means(runs) for name, runs in by_row.items()}, upward)
-    best = min(static, key=lambda row: math.inf if math.isnan(scores[row.name]) else scores[row.name])
+    # A mean rank is a number even where a metric is none.
+    sound = [
+        row for row in static if all(math.isfinite(value) for run in by_row[row.name] for value in run.values())
+    ]
+    if not sound:
+        return None
+    best = min(sound, key=lambda row: scores[row.name])
     name = f"static weights, best of {len(static)} on validation"
     return dataclasses.replace(best, name=name, kind="chosen")
 

@@ -199,6 +199,9 @@ def compare_ranks(scores: Array) -> RankComparison | None:
     """
     blocks, rows = scores.shape
     scores = np.where(np.isnan(scores), np.inf, scores)
+    # As in the paired test, scores that differ by rounding alone are equal.
+    largest = float(np.abs(scores[np.isfinite(scores)]).max(initial=0.0)) or 1.0
+    scores = np.round(scores / largest, 9)
     if blocks < FEWEST_SEEDS or rows < 3 or (scores == scores[:, :1]).all():
         return None
     ranks = stats.rankdata(scores, axis=1)

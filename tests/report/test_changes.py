@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mtobal.bench.records import load_experiment
+from mtobal.bench.records import load_experiment, run_folder, save_run
 from mtobal.cli import main
 from mtobal.errors import UsageError
 from mtobal.report import build_changes
@@ -78,6 +80,20 @@ def test_two_seeds_show_nothing_and_say_so(tmp_path: Path) -> None:
     before = write_experiment(tmp_path / "a", noisy(0, 2, ew=0.0))
     after = write_experiment(tmp_path / "b", noisy(1, 2, ew=0.3))
     assert changes(before, after).headline.startswith("With 2 seeds no change can be shown; it takes 3 or more.")
+
+
+def test_with_two_shared_seeds_the_samples_are_compared_whole(tmp_path: Path) -> None:
+    before = write_experiment(tmp_path / "a", noisy(0, ew=0.0))
+    after = write_experiment(tmp_path / "b", noisy(1, ew=0.2))
+    runs = load_experiment(after).runs
+    for run in runs:
+        shutil.rmtree(run_folder(after, run.row, run.seed))
+    for run in runs:
+        save_run(run_folder(after, run.row, run.seed + 3), replace(run, seed=run.seed + 3))
+    found = changes(before, after)
+    assert found.common == 6
+    assert {change.difference.n for change in found.changes} == {5}
+    assert {(change.row, change.verdict) for change in found.shown} == {("ew", "better")}
 
 
 def test_the_command_prints_what_changed_with_names_as_they_are(

@@ -47,7 +47,7 @@ def test_a_picture_shows_what_its_array_holds(tmp_path: Path) -> None:
     inputs = np.linspace(-2, 2, 12, dtype=np.float32).reshape(1, 3, 2, 2)
     outputs = {
         "segmentation": np.zeros_like(segmentation),
-        "depth": depth + 0.5,
+        "depth": np.where(depth > 0, depth + 0.5, 9),  # zero is no label
         "normals": normals[:, [1, 0, 2]] * 3,
     }
     targets = {"segmentation": segmentation, "depth": depth, "normals": normals}
@@ -78,6 +78,18 @@ def test_a_picture_shows_what_its_array_holds(tmp_path: Path) -> None:
     assert "33% of the labelled pixels" in uw.pictures["segmentation"].text
     assert "0.5 from the target" in uw.pictures["depth"].text
     assert "60.0 degrees from the target" in uw.pictures["normals"].text  # two of three are 90 degrees off
+
+
+def test_any_number_of_classes_is_drawn(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"ew": [[0.5, 0.5, 0.5]]}, tasks=TASKS)
+    segmentation = np.array([[[0, 255], [300, -1]]], dtype=np.int16)
+    scenes = {"segmentation": segmentation}
+    save_predictions(run_folder(folder, "ew", 0), Predictions(np.zeros((1, 1, 2, 2), np.float32), scenes, scenes))
+    found = read(folder)
+    drawn = pixels(found.images[0][0].pictures["segmentation"])
+    assert drawn[..., 3].tolist() == [[255, 255], [255, 0]]  # no class takes the place of what has no label
+    colours = dict(found.legends["segmentation"])
+    assert [drawn[0, 1, :3].tolist(), drawn[1, 0, :3].tolist()] == [rgb(colours[255]), rgb(colours[300])]
 
 
 def test_thirteen_classes_are_told_apart() -> None:

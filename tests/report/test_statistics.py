@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtobal.report.comparison import compare
+from mtobal.report.comparison import compare, judged
 from mtobal.report.statistics import (
     ALPHA,
     FEWEST_RESAMPLED,
@@ -73,6 +73,14 @@ def test_rank_intervals_hold_the_rank_and_know_a_clear_order() -> None:
     assert rank_intervals(values, [True, False])[0].tolist() == [3, 3]  # type: ignore[index]
 
 
+def test_rank_intervals_are_bootstrap_quantiles_at_the_expanded_level() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(6, 3, 40))
+    drawn = values[generator.integers(0, 6, (4000, 6))].mean(axis=1)
+    expected = np.quantile(stats.rankdata(drawn, axis=1).mean(axis=2), expanded_levels(6), axis=0).T
+    assert rank_intervals(values, [False] * 40) == pytest.approx(expected, abs=0.04)
+
+
 def test_paired_and_unpaired_differences_are_scipys() -> None:
     first, second = np.random.default_rng(0).normal(size=(2, 5))
     for ours, theirs in (
@@ -119,15 +127,19 @@ def test_ranks_are_scipys_friedman_and_the_published_critical_difference() -> No
 
 def test_groups_join_rows_within_a_critical_difference() -> None:
     generator = np.random.default_rng(0)
-    scores = generator.normal(size=(40, 5)) + np.array([20, 0, 0, 10, 10])
+    scores = generator.normal(size=(40, 6)) + np.array([20, 0, 0, 10, 10, 10])
     comparison = compare_ranks(scores)
     assert comparison is not None
-    assert [set(group) for group in comparison.groups] == [{1, 2}, {3, 4}]
+    assert [set(group) for group in comparison.groups] == [{1, 2}, {3, 4, 5}]  # and not {4, 5} again
     assert compare_ranks(np.zeros((5, 4))) is None
+    assert compare_ranks(np.tile(np.array([0.3, 0.1 + 0.2, 0.3]), (5, 1))) is None  # equal but for rounding
+    tied = compare_ranks(np.tile(np.array([0.3, 0.1 + 0.2, 0.5]), (5, 1)))
+    assert tied is not None
+    assert tied.ranks == (1.5, 1.5, 3)
     assert compare_ranks(scores[:2]) is None
-    diverged = compare_ranks(np.where(np.arange(5) == 1, np.nan, scores))
+    diverged = compare_ranks(np.where(np.arange(6) == 1, np.nan, scores))
     assert diverged is not None
-    assert diverged.ranks[1] == 5
+    assert diverged.ranks[1] == 6
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -177,6 +189,7 @@ def test_a_real_difference_is_found_and_named_in_both_directions() -> None:
     assert comparison.between("good", "bad") == "better"
     assert comparison.between("bad", "good") == "worse"
     assert comparison.cannot_tell == ""
+    assert [judged(-1.0, p) for p in (ALPHA, ALPHA + 1e-9, None)] == ["better", "not shown", "cannot tell"]
 
 
 def test_too_few_seeds_are_named() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mtobal.bench.records import load_experiment
+from mtobal.bench.records import load_experiment, run_folder, save_run
 from mtobal.report.charts import chart_data
+from mtobal.report.curves import weights
 from mtobal.report.front import coverages
 from mtobal.report.summary import summary_table
 from mtobal.report.table import Statistic, Summary, SummaryRow
-from report.experiments import BY_HAND, SECONDS, Values, write_experiment
+from report.experiments import BY_HAND, SECONDS, Values, make_run, write_experiment
 
 
 def summarise(folder: Path) -> Summary:
@@ -64,6 +66,8 @@ def test_the_best_of_a_column_is_the_best_as_it_is_written(tmp_path: Path) -> No
     assert best["left/accuracy"] == {"uw", "pcgrad"}  # not the baseline, though 0.9 is among its seeds
     assert best["right/accuracy"] == best["delta_m"] == best["delta_p"] == {"pcgrad"}
     assert best["cost_ratio"] == {"ew", "uw", "pcgrad"}
+    alone = summarise(write_experiment(tmp_path / "alone", {"ew": [[0.8, 0.9]]}))
+    assert not any(alone.is_best(alone.rows[0], column) for column in alone.columns)
 
 
 def test_delta_m_and_delta_p_weigh_metrics_and_tasks(tmp_path: Path) -> None:
@@ -101,6 +105,17 @@ def test_an_interval_is_students() -> None:
             ],
         ),
         (
+            flat(ew=[5.0, 5.1, 4.9], uw=[-1.0, -1.1, -0.9], **{f"r{n}": [-2.0, 1.0, -1.5] for n in range(5)}),
+            [
+                "it is better than 1 of the other 6 rows beyond what seeds do, and not told from the 5 others; "
+                "ew (+5.00 %) is among the former."
+            ],
+        ),
+        (
+            flat(ew=[5.0, 5.1, 4.9], uw=[-1.0, -1.1, -0.9], dwa=[-2.0, 1.0, -1.5], si=[-2.0, 1.5, -1.5]),
+            ["better than 1 of the other 3 rows beyond what seeds do, and not told from dwa and si; ew"],
+        ),
+        (
             flat(ew=[1.0, 1.0], uw=[-9.0, -9.0]),
             ["uw has", "With 2 seeds no difference between rows can be shown"],
         ),
@@ -132,6 +147,49 @@ def test_the_headline_claims_what_the_seeds_show(tmp_path: Path, rows: Values, c
     assert all(claim in headline for claim in claims), headline
 
 
+def test_the_headline_does_not_contradict_tests_on_fewer_seeds(tmp_path: Path) -> None:
+    """The mean over all seeds ranks the rows; tests use the seeds that two of them, or row and baseline, share."""
+    shared = [0.50, 0.51, 0.52]
+    rows = {
+        "single(left)": [[value] for value in (*shared, 0.9, 0.9, 0.9)],
+        "single(right)": [[value] for value in (*shared, 0.9, 0.9, 0.9)],
+        "ew": [[value + 0.03] * 2 for value in shared],
+        "uw": [[value + 0.01 + 0.001 * seed] * 2 for seed, value in enumerate((*shared, 0.9, 0.9, 0.9))],
+    }
+    headline = summarise(write_experiment(tmp_path, rows)).headline
+    assert "uw has the lowest delta_m of 2 rows" in headline
+    assert "But on the seeds that both have, it is worse than ew, beyond what seeds do." in headline
+    alone = {name: seeds for name, seeds in rows.items() if name != "uw"}
+    headline = summarise(write_experiment(tmp_path / "alone", alone)).headline
+    assert "worse than the single-task networks on average, but better seed by seed" in headline
+
+
+def test_ranks_of_uneven_seeds_have_no_interval_and_part_of_a_baseline_no_cost(tmp_path: Path) -> None:
+    rows = {"ew": [[0.8, 0.9]] * 7, "uw": [[0.9, 0.95]] * 6, "single(left)": [[0.8]] * 2}
+    summary = summarise(write_experiment(tmp_path, rows))
+    assert [row.name for row in summary.rows] == ["uw", "ew"]  # there is no delta_m: the mean rank orders them
+    assert row(summary, "ew").cells["mean_rank"].interval is None
+    assert "cost_ratio" not in row(summary, "single-task").cells
+
+
+def test_memory_is_told_where_every_run_has_it(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, BY_HAND, also={"peak_memory_bytes": 2**20})
+    assert {each.peak_memory.mean for each in summarise(folder).all_rows if each.peak_memory} == {1.0}
+    for name in ("ew", "single(left)"):
+        run = next(run for run in load_experiment(folder).runs if run.row == name)
+        save_run(run_folder(folder, name, run.seed), replace(run, peak_memory_bytes=None))
+    known = {each.name: each.peak_memory is not None for each in summarise(folder).all_rows}
+    assert known == {"single-task": False, "uw": True, "ew": False}
+
+
+def test_the_headline_does_not_count_strategies_that_cannot_be_tested(tmp_path: Path) -> None:
+    static = {"static(weights=[1, 2])": [2.0, 2.1, 1.8]}
+    for tested, uw in ((False, [math.nan, 1.0, 1.0]), (True, [1.0, 1.3, 1.0])):
+        rows = flat(ew=[1.0, 1.1, 0.9], uw=uw, **static)
+        headline = summarise(write_experiment(tmp_path / str(tested), rows)).headline
+        assert ("The other strategy is not shown to be better than the static weights" in headline) == tested
+
+
 def test_what_makes_a_table_doubtful_is_said(tmp_path: Path) -> None:
     rows = {"uw": [[0.8, math.nan], [0.8, 0.8]], "pcgrad": [[0.7, 0.7]]}
     summary = summarise(
@@ -143,6 +201,13 @@ def test_what_makes_a_table_doubtful_is_said(tmp_path: Path) -> None:
     assert "There is no row ew" in notes
     assert "Rows were run with different seeds" in notes
     assert "NaN in at least one metric of at least one seed: uw." in notes
+
+
+def test_as_many_seeds_are_not_the_same_seeds(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, {"ew": [[0.8, 0.9]], "uw": []})
+    (run,) = load_experiment(folder).runs
+    save_run(run_folder(folder, "uw", 1), replace(run, row="uw", seed=1))
+    assert "Rows were run with different seeds; compare them with care." in summarise(folder).notes
 
 
 def test_a_sound_table_has_no_notes(tmp_path: Path) -> None:
@@ -182,6 +247,15 @@ def test_charts_draw_the_mean_over_seeds_and_the_share_of_the_weights(tmp_path: 
         "share": [0.66667, 0.66667],
     }
     assert [point["row"] for point in data["cost"]] == [1, 2]
+    assert list(data["cost"][1]["range"].values()) == pytest.approx([-math.sqrt(50), math.sqrt(50)])  # the spread
+    assert data["cost"][0]["time"] == {"value": 10, "low": 10, "high": 10}  # milliseconds
+
+
+def test_a_share_of_the_weights_keeps_its_sign() -> None:
+    record = replace(
+        make_run("uw", 0, ("left", "right"), (0.5, 0.5), 0.01).epochs[0], weights={"left": -1, "right": 3}
+    )
+    assert weights(record, "left") == {"applied": -1, "share": -0.25}
 
 
 def test_a_row_keeps_its_colour_when_the_ranking_changes(tmp_path: Path) -> None:
