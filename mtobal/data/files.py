@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,14 +33,21 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
         There is no file, or something else is there (a pipe, say, from which a reader would wait for ever), or the
         disk refuses.
     """
-    if not path.is_file():
-        found = "something else" if path.exists() else "nothing"
-        raise UsageError(f"{path}: expected a file, found {found} there; get the data set again.")
-    try:
+    with refusals_of(path):
+        if not path.is_file():
+            found = "something else" if path.exists() else "nothing"
+            raise UsageError(f"{path}: expected a file, found {found} there; get the data set again.")
         with path.open("rb") as file:
             yield file
+
+
+@contextmanager
+def refusals_of(path: Path, to_be: Literal["read", "written"] = "read") -> Iterator[None]:
+    """Tell in one line what the disk refuses: to look into a folder of another user, or to hold any more."""
+    try:
+        yield
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}.") from error
+        raise UsageError(f"{error.filename or path}: cannot be {to_be}: {error.strerror or error}.") from error
 
 
 def read_array(path: Path, shape: tuple[int | None, ...]) -> Array:
@@ -69,12 +77,14 @@ def read_array(path: Path, shape: tuple[int | None, ...]) -> Array:
         if dtype.kind not in "biuf":
             raise UsageError(f"{path}: expected an array of numbers, found {dtype}.")
         fits = len(found) == len(shape) and all(
-            want in (None, have) for want, have in zip(shape, found, strict=True)
+            # A header is free to say True or -1.
+            type(have) is int and have > 0 and want in (None, have)
+            for want, have in zip(shape, found, strict=True)
         )
         if not fits:
             wanted = ", ".join("any" if length is None else str(length) for length in shape)
             raise UsageError(f"{path}: expected shape ({wanted}), found {tuple(found)}.")
-        count = int(np.prod(found))
+        count = math.prod(found)
         # The size first: a header may promise more than memory holds.
         missing = count * dtype.itemsize - (path.stat().st_size - file.tell())
         if missing > 0:
@@ -98,6 +108,7 @@ def check_md5(path: Path, file: BinaryIO, expected: str, name: str = "") -> None
 
 def require_folder(path: Path, contents: str) -> None:
     """Raise unless `path` is a folder."""
-    if not path.is_dir():
-        found = "something else" if path.exists() else "nothing"
-        raise UsageError(f"{path}: expected a folder with {contents}, found {found} there.")
+    with refusals_of(path):
+        if not path.is_dir():
+            found = "something else" if path.exists() else "nothing"
+            raise UsageError(f"{path}: expected a folder with {contents}, found {found} there.")

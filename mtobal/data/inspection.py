@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from mtobal.data.files import refusals_of
 from mtobal.errors import UsageError
 
 Check = tuple[Path, Callable[[], object]]
@@ -21,9 +22,10 @@ def find_problems(checks: Iterable[Check]) -> Iterator[str | None]:
     >>> list(find_problems([(Path("train"), lambda: None), (Path("train/image/3.npy"), fails)]))
     [None, 'train/image/3.npy: is cut off.']
     """
-    for _, look in checks:
+    for path, look in checks:
         try:
-            look()
+            with refusals_of(path):
+                look()
         except UsageError as error:
             yield str(error)
         else:

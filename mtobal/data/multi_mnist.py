@@ -94,7 +94,7 @@ def _split(path: Path, images: Any, labels: Any, name: str) -> tuple[Array, Arra
         raise UsageError(f"{where}: expected images, found none.")
     if not (images.min() >= 0 and images.max() <= 255):
         raise UsageError(f"{where}: expected shades from 0 to 255 or from 0 to 1, found others.")
-    if not (labels.min() >= 0 and labels.max() <= 9):
+    if not np.isin(labels, range(10)).all():
         raise UsageError(f"{where}: expected labels from 0 to 9, found others.")
     # Some copies hold shades from 0 to 1 instead.
     scale = 255 if images.max() <= 1 else 1

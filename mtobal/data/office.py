@@ -98,16 +98,17 @@ def _check_list(path: Path, classes: int, count: int) -> None:
 def _rows(path: Path, classes: int) -> list[tuple[str, int]]:
     with open_file(path) as file:
         lines = file.read().decode("utf-8", errors="replace").splitlines()
+    numbers = {str(label): label for label in range(classes)}
     rows = []
     for number, line in enumerate(lines, start=1):
         file_name, _, label = line.strip().rpartition(" ")
         outside = file_name.startswith("/") or ".." in Path(file_name).parts
-        if not file_name or outside or not label.isascii() or not label.isdigit() or int(label) >= classes:
+        if not file_name or outside or label not in numbers:
             raise UsageError(
                 f"{path}, line {number}: expected a file below the folder and a class from 0 to {classes - 1}, "
                 f"found {line[:80]!r}."
             )
-        rows.append((file_name, int(label)))
+        rows.append((file_name, numbers[label]))
     if not rows:
         raise UsageError(f"{path}: expected lines with a file and a class each, found none.")
     return rows

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtobal.data.files import open_file
+from mtobal.data.files import open_file, refusals_of
 from mtobal.data.inspection import Check, expect_count
 from mtobal.data.multitask import Batch, MultiTaskData, MultiTaskDataset
 from mtobal.data.seeding import derive_seed
 from mtobal.data.tracking import Track
 from mtobal.errors import UsageError
+from mtobal.models.tensor_files import load_tensors
 from mtobal.tasks import Regression
 
 FILE = "qm9_v3.pt"
@@ -239,16 +239,17 @@ def prepare_qm9(source: Path, target: Path, track: Track) -> str:
     place = source / FILE if source.is_dir() else source
     destination = (target.parent if target.is_file() else target) / PREPARED
     (table,) = track(map(_read_published, [place]), "reading molecules", 1)
-    try:
+    unfinished = destination.with_suffix(".unfinished")
+    with refusals_of(destination, "written"):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = destination.with_suffix(".unfinished")
-        torch.save(vars(table), unfinished)
+        # By way of memory, because the writer of torch turns a full disk into an error without a word of it.
+        content = io.BytesIO()
+        torch.save(vars(table), content)
+        unfinished.write_bytes(content.getbuffer())
+        found = _read_prepared(unfinished)
+        if not all(torch.equal(value, getattr(found, name)) for name, value in vars(table).items()):
+            raise UsageError(f"{destination}: holds something else than was written; the disk may be at fault.")
         unfinished.replace(destination)
-    except OSError as error:
-        raise UsageError(f"{destination}: cannot be written: {error.strerror or error}.") from error
-    found = _read_prepared(destination)
-    if not all(torch.equal(value, getattr(found, name)) for name, value in vars(table).items()):
-        raise UsageError(f"{destination}: holds something else than was written; the disk may be at fault.")
     return f"{len(table)} molecules converted, in {destination}"
 
 
@@ -283,14 +284,8 @@ def _read_published(path: Path) -> Table:
 
 
 def _load(path: Path) -> Any:
-    # A damaged file may fail in each of these ways.
-    broken = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError)
     with open_file(path) as file:
-        try:
-            return torch.load(file, weights_only=True, map_location="cpu")
-        except (*broken, struct.error, AttributeError, AssertionError, MemoryError) as error:
-            reason = str(error).strip().partition("\n")[0][:200]
-            raise UsageError(f"{path}: expected a file of tensors, found another: {reason}.") from error
+        return load_tensors(file, str(path))
 
 
 def _is_molecule(value: Any) -> bool:
@@ -306,12 +301,15 @@ def _checked(path: Path, table: Table) -> Table:
     number = len(table.properties) if table.properties.dim() else 0
     whole = (*counts, table.bonds)
     real = (table.nodes, table.positions, table.bond_types, table.properties)
-    if any(map(torch.is_floating_point, whole)) or not all(map(torch.is_floating_point, real)):
-        raise UsageError(f"{path}: expected whole numbers for bonds and counts alone, found others.")
+    for parts, dtype in ((whole, torch.int64), (real, torch.float32)):
+        if any(part.dtype != dtype or part.layout != torch.strided or part.is_meta for part in parts):
+            raise UsageError(f"{path}: expected bonds and counts as int64 and all else as float32, found others.")
     if any(count.shape != (number,) for count in counts) or not number:
         raise UsageError(f"{path}: expected as many molecules in every tensor, found others.")
-    if table.atom_counts.min() < 1 or table.atom_counts.max() > MAX_ATOMS or table.bond_counts.min() < 0:
+    if table.atom_counts.min() < 1 or table.atom_counts.max() > MAX_ATOMS:
         raise UsageError(f"{path}: expected molecules of 1 to {MAX_ATOMS} atoms, found others.")
+    if table.bond_counts.min() < 0 or (table.bond_counts > table.atom_counts**2).any():
+        raise UsageError(f"{path}: expected a bond between two atoms once each way, found more.")
     atoms, bonds = (int(count.sum()) for count in counts)
     shapes = [tuple(part.shape) for part in (*real, table.bonds)]
     if shapes != [(atoms, NODE_FEATURES), (atoms, 3), (bonds, BOND_TYPES), (number, NUM_PROPERTIES), (2, bonds)]:

@@ -187,7 +187,10 @@ class SceneFolder:
                 f"{path}: expected labels from -1 to {self.num_classes - 1}, "
                 f"found {values.min():g} to {values.max():g}."
             )
-        return torch.from_numpy(values.astype(np.int64))
+        labels = values.astype(np.int64)
+        if not np.array_equal(labels, values):
+            raise UsageError(f"{path}: expected labels that are whole numbers, found others.")
+        return torch.from_numpy(labels)
 
     def _check_image(self, number: int) -> None:
         values = self._planes("image", number, 3)
@@ -238,7 +241,9 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def _numbers(folder: Path) -> list[int]:
     require_folder(folder, "files 0.npy, 1.npy, ...")
-    return sorted(int(path.stem) for path in folder.glob("*.npy") if _is_number(path.stem))
+    # Not by glob, to which a folder that may not be read is an empty one.
+    files = (path for path in folder.iterdir() if path.suffix == ".npy")
+    return sorted(int(path.stem) for path in files if _is_number(path.stem))
 
 
 def _is_number(stem: str) -> bool:
@@ -254,7 +259,7 @@ def _check_strangers(folder: Path) -> None:
 
 
 def _check_missing(folder: Path, numbers: Sequence[int], expected: int) -> None:
-    if missing := sorted(set(range(max(expected, *numbers, 0))) - set(numbers)):
+    if missing := sorted(set(range(expected)) - set(numbers)):
         more = f", and {len(missing) - 1} more are" if len(missing) > 1 else ""
         raise UsageError(f"{folder / f'{missing[0]}.npy'}: is missing{more}; expected {expected} files.")
     expect_count(str(folder), len(numbers), expected)

@@ -41,13 +41,20 @@ class Hypervolume(Metric):
         self.reference = dict(reference)
         self.directions = dict(higher_is_better)
         self.add_state("points", [], dist_reduce_fx="cat")
+        self.reset()
 
     def update(self, metrics: Scalars) -> None:
         """Add a point."""
         self.points.append(vector(metrics, tuple(self.reference), "Hypervolume")[None].to(self.device))
 
+    def reset(self) -> None:
+        """Forget all points."""
+        super().reset()
+        # No points of the right size: a rank without any has to send something that fits those of others.
+        self.points.append(torch.zeros(0, len(self.reference), dtype=torch.float64, device=self.device))
+
     def compute(self) -> Tensor:
         """Return the volume; zero without a point."""
-        points = dim_zero_cat(self.points).tolist() if len(self.points) else []
+        points = dim_zero_cat(self.points).tolist()
         named = [dict(zip(self.reference, point, strict=True)) for point in points]
         return torch.tensor(hypervolume(named, self.reference, self.directions), device=self.device)

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from mtobal.models.encoders import check_image
 from mtobal.models.hard_sharing import HardSharing
 from mtobal.tasks import Task
+
+SMALLEST = 8
+"""Below so many pixels a side, nothing is left after the three poolings."""
 
 
 def celeba_net(input_shape: Sequence[int], tasks: Sequence[Task], *, width: int = 64) -> HardSharing:
@@ -16,7 +20,7 @@ def celeba_net(input_shape: Sequence[int], tasks: Sequence[Task], *, width: int 
     Parameters
     ----------
     input_shape : sequence of int
-        Channels, height and width of an image, at least 8 pixels a side.
+        Channels, height and width of an image.
     tasks : sequence of Task
         The tasks, with one label an image, or several.
     width : int
@@ -26,6 +30,7 @@ def celeba_net(input_shape: Sequence[int], tasks: Sequence[Task], *, width: int 
     ----------
     Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023.
     """
+    check_image("celeba_net", input_shape, SMALLEST)
     features = 8 * width
     layers: list[nn.Module] = []
     in_channels = input_shape[0]

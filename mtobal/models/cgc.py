@@ -14,7 +14,6 @@ from mtobal.models.experts import (
     GateInput,
     TaskFeatures,
     behind_encoder,
-    check_counts,
     last_layers,
     mix,
     network,
@@ -150,7 +149,6 @@ def cgc(
     Tang et al., "Progressive Layered Extraction (PLE): A Novel Multi-Task Learning (MTL) Model for Personalized
     Recommendations", RecSys 2020.
     """
-    check_counts("cgc", shared_experts=shared_experts, own_experts=own_experts)
     draw = network(base, base_options, input_shape)
     shared, own, tail = draw_experts_by_task(draw, tasks, shared_experts, own_experts)
     return CGC(Extraction(shared, own, seen_size(input_shape, gate_input)), tail, gate_input)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from mtobal.errors import UsageError
+from mtobal.models.encoders import check_image
 from mtobal.models.hard_sharing import HardSharing
 from mtobal.tasks import Task
 
@@ -89,11 +89,7 @@ def _convolutions(
     input_shape: Sequence[int], channels: int, levels: int, normalised: bool
 ) -> tuple[list[nn.Module], int]:
     """Return convolutions that each halve the image, flattened in the end, and how many features they give."""
-    if len(input_shape) != 3 or min(input_shape[1:]) < 2**levels:
-        raise UsageError(
-            f"the networks of CIFAR read images (channels, height, width) of at least {2**levels} pixels a side, "
-            f"not inputs of shape {tuple(input_shape)}."
-        )
+    check_image("a network of CIFAR", input_shape, 2**levels)
     in_channels, height, width = input_shape
     layers: list[nn.Module] = []
     for _ in range(levels):

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtobal.models.decoders import Decoder, build_decoders
-from mtobal.models.parallel import ParallelResNets, build_trunks, own_and_others
-from mtobal.models.resnet import Depth, ResNet
-from mtobal.tasks import Task
+from mtobal.models.parallel import ParallelResNets, own_and_others
+from mtobal.models.resnet import ResNet
 
 
 class CrossStitch(ParallelResNets):
@@ -53,37 +51,3 @@ class CrossStitchUnit(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the mixture of each task."""
         return torch.einsum("ij,j...->i...", self.weight, torch.stack(tuple(features))).unbind()
-
-
-def cross_stitch(
-    input_shape: Sequence[int],
-    tasks: Sequence[Task],
-    *,
-    depth: Depth = 50,
-    width: int = 64,
-    decoder: Decoder = "aspp",
-    decoder_channels: int = 256,
-    weights: str | None = None,
-) -> CrossStitch:
-    """Join one ResNet and one decoder a task by cross-stitch units.
-
-    Parameters
-    ----------
-    input_shape : sequence of int
-        Channels, height and width of an image.
-    tasks : sequence of Task
-        The tasks.
-    depth : int
-        18, 34, 50 or 101 layers.
-    width : int
-        Channels of the first stage of a ResNet; 64 in the paper.
-    decoder : {"aspp", "pixel_shuffle", "linear", "mlp"}
-        The first two for dense tasks, on dilated ResNets; the others for tasks with one label an image.
-    decoder_channels : int
-        Channels inside a decoder.
-    weights : str, optional
-        File with pretrained weights of a ResNet under torchvision's names.
-    """
-    trunks = build_trunks(input_shape[0], tasks, depth=depth, width=width, decoder=decoder, weights=weights)
-    channels = trunks[tasks[0].name].out_channels
-    return CrossStitch(trunks, build_decoders(decoder, channels, tasks, decoder_channels))

@@ -10,7 +10,7 @@ from torch import Tensor
 from mtobal.models.base import Inputs
 from mtobal.models.decoders import at_size_of, build_decoders
 from mtobal.models.hard_sharing import HardSharing
-from mtobal.models.resnet import Depth, ResNet
+from mtobal.models.resnet import Depth, resnet_for
 from mtobal.tasks import Task
 
 
@@ -56,7 +56,5 @@ def deeplab(
     ----------
     Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017.
     """
-    encoder = ResNet(input_shape[0], depth=depth, width=width, dilated=True)
-    if weights is not None:
-        encoder.load_weights(weights)
+    encoder = resnet_for(input_shape, depth=depth, width=width, weights=weights, dilated=True)
     return DeepLab(encoder, build_decoders(decoder, encoder.out_channels, tasks, decoder_channels))

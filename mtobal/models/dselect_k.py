@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from mtobal.errors import UsageError
 from mtobal.models.base import Inputs
-from mtobal.models.experts import GateInput, check_counts, seen_by_gates, seen_size
+from mtobal.models.experts import GateInput, seen_by_gates, seen_size
 from mtobal.models.mmoe import MMoE, draw_experts
 from mtobal.tasks import Task
 
@@ -155,10 +156,9 @@ def dselect_k(
     Hazimeh et al., "DSelect-k: Differentiable Selection in the Mixture of Experts with Applications to Multi-Task
     Learning", NeurIPS 2021.
     """
-    check_counts("dselect_k", k=k)
     if experts < max(2, k):
         raise UsageError(f"dselect_k: experts should be {max(2, k)} or more for k={k}, not {experts}.")
-    if width <= 0 or entropy < 0:
+    if not (0 < width < math.inf and 0 <= entropy < math.inf):
         raise UsageError(
             f"dselect_k: width should be above 0 and entropy not below it, not {width} and {entropy}."
         )

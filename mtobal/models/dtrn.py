@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtobal.errors import UsageError
-from mtobal.models.experts import TaskFeatures, check_counts
+from mtobal.models.experts import TaskFeatures
 from mtobal.models.hard_sharing import HardSharing, last_layer
 from mtobal.tasks import Task
 
@@ -174,8 +174,7 @@ def dtrn(
     Liu et al., "Deep Task-specific Bottom Representation Network for Multi-Task Recommendation", CIKM 2023. The
     defaults are small; identities of items are vectors here, not indices into a table.
     """
-    check_counts("dtrn", width=width, layers=layers, heads=heads, embedding=embedding, tower=tower)
-    if len(input_shape) not in (2, 3):
+    if len(input_shape) not in (2, 3) or min(input_shape) < 1:
         raise UsageError(
             "dtrn reads sequences (length, features) or (kinds, length, features), "
             f"not inputs of shape {tuple(input_shape)}."

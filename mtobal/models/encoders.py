@@ -9,6 +9,15 @@ from torch import Tensor, nn
 from mtobal.errors import UsageError
 
 
+def check_image(reader: str, input_shape: Sequence[int], smallest: int = 1) -> None:
+    """Refuse inputs that are no images, or too small ones."""
+    if len(input_shape) != 3 or min(input_shape) < 1 or min(input_shape[1:]) < smallest:
+        least = f" of at least {smallest} pixels a side" if smallest > 1 else ""
+        raise UsageError(
+            f"{reader} reads images (channels, height, width){least}, not inputs of shape {tuple(input_shape)}."
+        )
+
+
 class ConvEncoder(nn.Module):
     """Convolutions that each halve the image, and a linear layer to the features.
 
@@ -31,10 +40,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], channels: Sequence[int], out_features: int) -> None:
         super().__init__()
-        if len(input_shape) != 3:
-            raise UsageError(
-                f"ConvEncoder reads images (channels, height, width), not inputs of shape {tuple(input_shape)}."
-            )
+        check_image("ConvEncoder", input_shape)
         in_channels, height, width = input_shape
         layers: list[nn.Module] = []
         for out_channels in channels:

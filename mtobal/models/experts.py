@@ -68,6 +68,7 @@ def network(
     if name not in BASES:
         raise unknown_name("base", name, BASES)
     resolved = resolve_options(f"model {name!r}", BASES[name], options or {})
+    check_sizes(f"model {name!r}", resolved)
     return lambda tasks: BASES[name](input_shape, tasks, **resolved)
 
 
@@ -170,8 +171,9 @@ def last_layers(experts: Sequence[nn.Module]) -> nn.ModuleList:
     return nn.ModuleList(last_layer(expert) for expert in experts)
 
 
-def check_counts(model: str, **counts: int) -> None:
-    """Refuse numbers below one."""
-    for name, count in counts.items():
-        if count < 1:
-            raise UsageError(f"{model}: {name} should be 1 or more, not {count}.")
+def check_sizes(owner: str, options: Mapping[str, Any]) -> None:
+    """Refuse whole numbers below one: in a model of the zoo, each is a size or counts something."""
+    for name, value in options.items():
+        for size in value if isinstance(value, tuple) else (value,):
+            if type(size) is int and size < 1:
+                raise UsageError(f"{owner}: {name} should be 1 or more, not {size}.")

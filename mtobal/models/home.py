@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtobal.errors import UsageError
 from mtobal.models.cgc import run
-from mtobal.models.experts import Gate, TaskFeatures, check_counts, last_layers, mix, network, output_shape
+from mtobal.models.experts import Gate, TaskFeatures, last_layers, mix, network, output_shape
 from mtobal.models.hard_sharing import HardSharing
 from mtobal.tasks import Task
 
@@ -216,14 +216,6 @@ def home(
     Wang et al., "HoME: Hierarchy of Multi-Gate Experts for Multi-Task Learning at Kuaishou", 2024. The paper's
     sizes are those of its service; the defaults here are small.
     """
-    check_counts(
-        "home",
-        shared_experts=shared_experts,
-        group_experts=group_experts,
-        own_experts=own_experts,
-        features=features,
-        rank=rank,
-    )
     chosen = _groups(tasks, groups)
     encoder: nn.Module = nn.Flatten()
     if base is not None or len(input_shape) > 1:

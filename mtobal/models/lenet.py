@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from mtobal.errors import UsageError
+from mtobal.models.encoders import check_image
 from mtobal.models.hard_sharing import HardSharing
 from mtobal.tasks import Task
 
@@ -30,11 +30,7 @@ def lenet(input_shape: Sequence[int], tasks: Sequence[Task], *, features: int = 
     ----------
     Lin et al., "Pareto Multi-Task Learning", NeurIPS 2019.
     """
-    if len(input_shape) != 3 or min(input_shape[1:]) < SMALLEST:
-        raise UsageError(
-            f"lenet reads images (channels, height, width) of at least {SMALLEST} pixels a side, not inputs of "
-            f"shape {tuple(input_shape)}."
-        )
+    check_image("lenet", input_shape, SMALLEST)
     in_channels, *sides = input_shape
     height, width = (((side - 8) // 2 - 4) // 2 for side in sides)
     encoder = nn.Sequential(

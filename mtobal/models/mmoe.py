@@ -13,7 +13,6 @@ from mtobal.models.experts import (
     GateInput,
     TaskFeatures,
     behind_encoder,
-    check_counts,
     last_layers,
     mix,
     network,
@@ -98,7 +97,6 @@ def mmoe(
     ----------
     Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018.
     """
-    check_counts("mmoe", experts=experts)
     encoders, tail = draw_experts(input_shape, tasks, experts, base, base_options)
     in_features = seen_size(input_shape, gate_input)
     gates = {task.name: Gate(in_features, experts) for task in tasks}

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtobal.models.base import Inputs, MultiTaskModel
-from mtobal.models.segnet import FILTERS, Places, SegNet, SegNetHead, check_size, conv_bn_relu, initialise, unpool
+from mtobal.models.encoders import check_image
+from mtobal.models.segnet import FILTERS, Places, SegNet, SegNetHead, conv_bn_relu, initialise, unpool
 from mtobal.tasks import Task
 
 
@@ -160,5 +161,5 @@ def mtan_segnet(
     filters : tuple of int
         Channels of the levels, from the image down; as many halvings have to fit into the image.
     """
-    check_size(input_shape, filters)
+    check_image(f"SegNet with {len(filters)} levels", input_shape, 2 ** len(filters))
     return MTANSegNet(input_shape[0], {task.name: task.out_features for task in tasks}, filters)

@@ -14,7 +14,7 @@ from mtobal.models.base import Inputs, MultiTaskModel
 from mtobal.models.decoders import DENSE, Decoder, at_size_of, build_decoders
 from mtobal.models.hard_sharing import last_layer
 from mtobal.models.mtan import Attention
-from mtobal.models.resnet import Depth, ResNet, residual_block
+from mtobal.models.resnet import Depth, ResNet, residual_block, resnet_for
 from mtobal.tasks import Task
 
 
@@ -124,7 +124,5 @@ def mtan_resnet(
     weights : str, optional
         File with pretrained weights of a ResNet under torchvision's names.
     """
-    trunk = ResNet(input_shape[0], depth=depth, width=width, dilated=decoder in DENSE)
-    if weights is not None:
-        trunk.load_weights(weights)
+    trunk = resnet_for(input_shape, depth=depth, width=width, weights=weights, dilated=decoder in DENSE)
     return MTANResNet(trunk, build_decoders(decoder, trunk.out_channels, tasks, decoder_channels))

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtobal.models.decoders import Decoder, build_decoders
 from mtobal.models.hard_sharing import last_layer
-from mtobal.models.parallel import ParallelResNets, build_trunks, own_and_others
-from mtobal.models.resnet import Depth, ResNet
-from mtobal.tasks import Task
+from mtobal.models.parallel import ParallelResNets, own_and_others
+from mtobal.models.resnet import ResNet
 
 
 class NDDR(ParallelResNets):
@@ -71,37 +69,3 @@ class Fusion(nn.Sequential):
         with torch.no_grad():
             start = torch.kron(shares, torch.eye(channels))
             reduce.weight.copy_(start[:, :, None, None])
-
-
-def nddr(
-    input_shape: Sequence[int],
-    tasks: Sequence[Task],
-    *,
-    depth: Depth = 50,
-    width: int = 64,
-    decoder: Decoder = "aspp",
-    decoder_channels: int = 256,
-    weights: str | None = None,
-) -> NDDR:
-    """Join one ResNet and one decoder a task by fusions of their features.
-
-    Parameters
-    ----------
-    input_shape : sequence of int
-        Channels, height and width of an image.
-    tasks : sequence of Task
-        The tasks.
-    depth : int
-        18, 34, 50 or 101 layers.
-    width : int
-        Channels of the first stage of a ResNet; 64 in the paper.
-    decoder : {"aspp", "pixel_shuffle", "linear", "mlp"}
-        The first two for dense tasks, on dilated ResNets; the others for tasks with one label an image.
-    decoder_channels : int
-        Channels inside a decoder.
-    weights : str, optional
-        File with pretrained weights of a ResNet under torchvision's names.
-    """
-    trunks = build_trunks(input_shape[0], tasks, depth=depth, width=width, decoder=decoder, weights=weights)
-    channels = trunks[tasks[0].name].out_channels
-    return NDDR(trunks, build_decoders(decoder, channels, tasks, decoder_channels))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from mtobal.models.hard_sharing import HardSharing
-from mtobal.models.resnet import Depth, ResNet
+from mtobal.models.resnet import Depth, resnet_for
 from mtobal.tasks import Task
 
 
@@ -41,9 +41,7 @@ def office_resnet(
     ----------
     Lin and Zhang, "LibMTL: A Python Library for Deep Multi-Task Learning", JMLR 2023.
     """
-    trunk = ResNet(input_shape[0], depth=depth, width=width)
-    if weights is not None:
-        trunk.load_weights(weights)
+    trunk = resnet_for(input_shape, depth=depth, width=width, weights=weights)
     linear = nn.Linear(trunk.out_channels, features)
     nn.init.normal_(linear.weight, std=0.005)
     nn.init.constant_(linear.bias, 0.1)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mtobal.models.base import Inputs, MultiTaskModel
-from mtobal.models.decoders import DENSE, Decoder, at_size_of
-from mtobal.models.resnet import Depth, ResNet
+from mtobal.models.decoders import DENSE, Decoder, at_size_of, build_decoders
+from mtobal.models.resnet import Depth, ResNet, resnet_for
 from mtobal.tasks import Task
+
+_Model = TypeVar("_Model", bound="ParallelResNets")
 
 
 class ParallelResNets(MultiTaskModel):
@@ -30,6 +32,44 @@ class ParallelResNets(MultiTaskModel):
         super().__init__()
         self.trunks = nn.ModuleDict(dict(trunks))
         self.decoders = nn.ModuleDict(dict(decoders))
+
+    @classmethod
+    def build(
+        cls: type[_Model],
+        input_shape: Sequence[int],
+        tasks: Sequence[Task],
+        *,
+        depth: Depth = 50,
+        width: int = 64,
+        decoder: Decoder = "aspp",
+        decoder_channels: int = 256,
+        weights: str | None = None,
+    ) -> _Model:
+        """Build one ResNet and one decoder a task.
+
+        Parameters
+        ----------
+        input_shape : sequence of int
+            Channels, height and width of an image.
+        tasks : sequence of Task
+            The tasks.
+        depth : int
+            18, 34, 50 or 101 layers.
+        width : int
+            Channels of the first stage of a ResNet; 64 in the paper.
+        decoder : {"aspp", "pixel_shuffle", "linear", "mlp"}
+            The first two for dense tasks, on dilated ResNets; the others for tasks with one label an image.
+        decoder_channels : int
+            Channels inside a decoder.
+        weights : str, optional
+            File with pretrained weights of a ResNet under torchvision's names.
+        """
+        trunks = {
+            task.name: resnet_for(input_shape, depth=depth, width=width, weights=weights, dilated=decoder in DENSE)
+            for task in tasks
+        }
+        channels = trunks[tasks[0].name].out_channels
+        return cls(trunks, build_decoders(decoder, channels, tasks, decoder_channels))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -57,17 +97,6 @@ class ParallelResNets(MultiTaskModel):
         for trunk in self.trunks.values():
             assert isinstance(trunk, ResNet)
             yield trunk
-
-
-def build_trunks(
-    in_channels: int, tasks: Sequence[Task], *, depth: Depth, width: int, decoder: Decoder, weights: str | None
-) -> dict[str, ResNet]:
-    """Build the ResNet of each task: a dilated one where its decoder gives maps."""
-    trunks = {task.name: ResNet(in_channels, depth=depth, width=width, dilated=decoder in DENSE) for task in tasks}
-    if weights is not None:
-        for trunk in trunks.values():
-            trunk.load_weights(weights)
-    return trunks
 
 
 def own_and_others(tasks: int) -> Tensor:

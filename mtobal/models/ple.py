@@ -14,7 +14,6 @@ from mtobal.models.experts import (
     INPUT_GRID,
     GateInput,
     TaskFeatures,
-    check_counts,
     last_layers,
     network,
     output_shape,
@@ -126,7 +125,6 @@ def ple(
     Tang et al., "Progressive Layered Extraction (PLE): A Novel Multi-Task Learning (MTL) Model for Personalized
     Recommendations", RecSys 2020.
     """
-    check_counts("ple", levels=levels, shared_experts=shared_experts, own_experts=own_experts)
     draw = network(base, base_options, input_shape)
     shared, own, tail = draw_experts_by_task(draw, tasks, shared_experts, own_experts)
     shared_parts = [cut(encoder, levels) for encoder in shared]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mtobal.errors import UsageError
+from mtobal.models.encoders import check_image
 from mtobal.models.hard_sharing import HardSharing
 from mtobal.tasks import Task
 
@@ -24,6 +25,7 @@ def image_encoder(library: Library, name: str, input_shape: Sequence[int], train
     UsageError
         The library is not installed, has no such model, or the model does not fit.
     """
+    check_image(f"{name} of {library}", input_shape)
     try:
         found = importlib.import_module(library)
     except ModuleNotFoundError as error:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from mtobal.errors import UsageError
+from mtobal.models.encoders import check_image
 from mtobal.models.hard_sharing import HardSharing
+from mtobal.models.tensor_files import load_tensors
 from mtobal.tasks import Task
 
 Depth = Literal[18, 34, 50, 101]
@@ -113,6 +113,7 @@ class ResNet(nn.Module):
 
     Examples
     --------
+    >>> import torch
     >>> encoder = ResNet(depth=18, width=8, dilated=True)
     >>> encoder(torch.zeros(1, 3, 64, 96)).shape
     torch.Size([1, 64, 8, 12])
@@ -187,18 +188,35 @@ class ResNet(nn.Module):
             There is no such file, it holds no weights, or those of another network.
         """
         try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UsageError(f"{path}: expected the weights of a ResNet, got no such file: {reason}.") from error
-        if not isinstance(weights, dict):
-            raise UsageError(f"{path}: expected the weights of a ResNet by name, got a {type(weights).__name__}.")
-        weights = {name: value for name, value in weights.items() if not str(name).startswith("fc.")}
+            with Path(path).open("rb") as file:
+                found = load_tensors(file, str(path))
+        except OSError as error:
+            raise UsageError(f"{path}: expected the weights of a ResNet: {error.strerror or error}.") from error
+        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+            raise UsageError(f"{path}: expected the weights of a ResNet by their names, found something else.")
+        weights = {name: value for name, value in found.items() if not name.startswith("fc.")}
         try:
             self.load_state_dict(weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise UsageError(f"{path}: these are the weights of another network: {reason}") from error
+
+
+def resnet_for(
+    input_shape: Sequence[int],
+    *,
+    depth: Depth,
+    width: int,
+    weights: str | None,
+    dilated: bool = False,
+    small_stem: bool = False,
+) -> ResNet:
+    """Build a ResNet for images of this shape, with the weights of a file if one is named."""
+    check_image("a ResNet", input_shape)
+    trunk = ResNet(input_shape[0], depth=depth, width=width, dilated=dilated, small_stem=small_stem)
+    if weights is not None:
+        trunk.load_weights(weights)
+    return trunk
 
 
 def resnet(
@@ -227,8 +245,6 @@ def resnet(
     weights : str, optional
         File with pretrained weights under torchvision's names.
     """
-    trunk = ResNet(input_shape[0], depth=depth, width=width, small_stem=small_stem)
-    if weights is not None:
-        trunk.load_weights(weights)
+    trunk = resnet_for(input_shape, depth=depth, width=width, weights=weights, small_stem=small_stem)
     encoder = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return HardSharing(encoder, {task.name: nn.Linear(trunk.out_channels, task.out_features) for task in tasks})

@@ -8,6 +8,7 @@ from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
 from mtobal.errors import UsageError
+from mtobal.models.encoders import check_image
 from mtobal.models.hard_sharing import HardSharing
 from mtobal.tasks import Task
 
@@ -120,15 +121,6 @@ def segnet(
     filters : tuple of int
         Channels of the levels, from the image down; as many halvings have to fit into the image.
     """
-    check_size(input_shape, filters)
+    check_image(f"SegNet with {len(filters)} levels", input_shape, 2 ** len(filters))
     trunk = SegNet(input_shape[0], filters)
     return HardSharing(trunk, {task.name: SegNetHead(filters[0], task.out_features) for task in tasks})
-
-
-def check_size(input_shape: Sequence[int], filters: Sequence[int]) -> None:
-    """Refuse images that are too small for so many halvings."""
-    if len(input_shape) != 3 or min(input_shape[1:]) < 2 ** len(filters):
-        raise UsageError(
-            f"SegNet with {len(filters)} levels reads images (channels, height, width) of at least "
-            f"{2 ** len(filters)} pixels a side, not inputs of shape {tuple(input_shape)}."
-        )

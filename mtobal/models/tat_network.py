@@ -295,7 +295,7 @@ def tat_network(
             "tat_network: expected an even width from 2 and at least one block in each of one or more levels, "
             f"not width {width} and blocks {list(blocks)}."
         )
-    if len(input_shape) != 3 or input_shape[1] % divisor or input_shape[2] % divisor:
+    if len(input_shape) != 3 or min(input_shape) < 1 or any(side % divisor for side in input_shape[1:]):
         raise UsageError(
             f"tat_network with {len(blocks)} levels reads pictures (channels, height, width) whose sides are "
             f"multiples of {divisor}, not inputs of shape {tuple(input_shape)}."

@@ -40,7 +40,7 @@ class ViT(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], *, patch: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
-        if len(input_shape) != 3 or any(side % patch or not side for side in input_shape[1:]):
+        if len(input_shape) != 3 or min(input_shape) < 1 or any(side % patch for side in input_shape[1:]):
             raise UsageError(
                 f"ViT reads images (channels, height, width) of whole patches of {patch} pixels, not inputs of "
                 f"shape {tuple(input_shape)}; choose another patch."

@@ -58,6 +58,9 @@ def _unit_factor(gramian: Array) -> tuple[Array, Array]:
 
 def _minimise(objective: cvxpy.Expression, constraints: list[cvxpy.Constraint]) -> None:
     problem = cvxpy.Problem(cvxpy.Minimize(objective), constraints)
-    problem.solve(solver=cvxpy.CLARABEL, **_TOLERANCES)
+    try:
+        problem.solve(solver=cvxpy.CLARABEL, **_TOLERANCES)
+    except cvxpy.SolverError:  # stuck on the last digits of an ill-conditioned problem
+        problem.solve(solver=cvxpy.CLARABEL)
     if problem.status not in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE):
         raise RuntimeError(f"cvxpy: {problem.status}")

@@ -8,9 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
-from mtobal.tasks.labels import MISSING, labelled_mean
+from mtobal.tasks.labels import MISSING, LabelledMean, labelled_mean
 from mtobal.tasks.task import Task
 
 
@@ -37,6 +36,11 @@ def classification_loss(output: Tensor, target: Tensor) -> Tensor:
     """
     values = F.cross_entropy(output, target, ignore_index=MISSING, reduction="none")
     return labelled_mean(values, target != MISSING)
+
+
+def right_class(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 1 where the class of the largest logit is the labelled one and 0 elsewhere, and where a label is."""
+    return (output.argmax(dim=1) == target).float(), target != MISSING
 
 
 @dataclass(frozen=True)
@@ -68,5 +72,5 @@ class Classification(Task):
         return classification_loss(output, target)
 
     def metrics(self) -> dict[str, Metric]:
-        """Return the accuracy over all labelled samples (micro average)."""
-        return {"accuracy": MulticlassAccuracy(self.num_classes, average="micro", ignore_index=MISSING)}
+        """Return the share of labelled samples that are right."""
+        return {"accuracy": LabelledMean(right_class, higher_is_better=True)}

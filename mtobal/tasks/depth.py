@@ -51,7 +51,7 @@ class Depth(Task):
 
     def batch_metrics(self) -> dict[str, Metric]:
         """Return the same averaged batch by batch."""
-        return {name: BatchMean(metric) for name, metric in self.metrics().items()}
+        return {name: BatchMean(metric, self.labelled) for name, metric in self.metrics().items()}
 
 
 def _absolute_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,4 +62,4 @@ def _absolute_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _relative_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     error, labelled = _absolute_error(output, target)
-    return error / torch.where(labelled, target, 1.0), labelled
+    return error / target, labelled

@@ -31,16 +31,21 @@ def labelled_mean(values: Tensor, labelled: Tensor) -> Tensor:
     >>> labelled_mean(torch.tensor([1.0, 3.0, torch.nan]), torch.tensor([True, True, False]))
     tensor(2.)
     """
+    count = labelled.sum()
+    if not count:
+        return values.new_zeros(())
+    return _labelled_sum(values, labelled) / count
+
+
+def _labelled_sum(values: Tensor, labelled: Tensor) -> Tensor:
     if values.shape != labelled.shape:
         raise UsageError(
             f"expected one output for each entry of a target of shape {tuple(labelled.shape)}, "
             f"got {tuple(values.shape)}; give both the same shape."
         )
-    count = labelled.sum()
-    if not count:
-        return values.new_zeros(())
-    # Zeros first, then the quotient: the mean of a selection would need memory for it, and its backward a scatter.
-    return torch.where(labelled, values, 0.0).sum() / count
+    # Zeros and no selection, which would need memory, and its backward a scatter. In single precision at least,
+    # because a sum of halves overflows where their mean would not.
+    return torch.where(labelled, values, 0.0).sum(dtype=torch.promote_types(values.dtype, torch.float32))
 
 
 class LabelledMean(Metric):
@@ -80,7 +85,7 @@ class LabelledMean(Metric):
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch."""
         values, labelled = self.elementwise(output, target)
-        self.total += torch.where(labelled, values, 0.0).sum()
+        self.total += _labelled_sum(values, labelled)
         self.count += labelled.sum()
 
     def compute(self) -> Tensor:
@@ -98,15 +103,18 @@ class BatchMean(Metric):
     ----------
     metric : Metric
         The metric of one batch.
+    labelled : callable
+        From a target to the mask of what has a label.
     """
 
     full_state_update = False
     total: Tensor
     batches: Tensor
 
-    def __init__(self, metric: Metric) -> None:
+    def __init__(self, metric: Metric, labelled: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.metric = metric
+        self.labelled = labelled
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("batches", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -117,11 +125,12 @@ class BatchMean(Metric):
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch."""
-        self.metric.reset()
-        self.metric.update(output, target)
-        value = self.metric.compute()
-        self.total += torch.nan_to_num(value)
-        self.batches += ~value.isnan()
+        known = self.labelled(target).any()
+        # By a call, which gives the value of this batch alone; compute would wait for those of other ranks.
+        value = self.metric(output, target)
+        # NaN of a network that diverged counts; leaving it out would flatter the network.
+        self.total += torch.where(known, value, 0.0)
+        self.batches += known
 
     def compute(self) -> Tensor:
         """Return the mean over batches; NaN without any label."""

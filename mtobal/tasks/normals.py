@@ -30,18 +30,22 @@ class MedianAngle(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("counts", torch.zeros(180 * BINS_PER_DEGREE + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        # The last one counts what is no angle.
+        self.add_state("counts", torch.zeros(180 * BINS_PER_DEGREE + 2, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch of (N, 3, H, W)."""
         angles, labelled = _angles(output, target)
-        bins = (angles[labelled] * BINS_PER_DEGREE).long()
+        bins = (angles[labelled] * BINS_PER_DEGREE).nan_to_num(len(self.counts) - 1).long()
         self.counts += torch.bincount(bins, minlength=len(self.counts))
 
     def compute(self) -> Tensor:
-        """Return the middle of the bin in which half of the pixels is reached; NaN without any label."""
+        """Return the middle of the bin in which half of the pixels is reached.
+
+        NaN without any label, and where any labelled pixel has no angle, as a mean would be.
+        """
         reached = self.counts.cumsum(dim=0)
-        if not reached[-1]:
+        if not reached[-1] or self.counts[-1]:
             return torch.full((), torch.nan, device=reached.device)
         half = (reached[-1:] + 1) // 2
         return (torch.searchsorted(reached, half)[0] + 0.5) / BINS_PER_DEGREE
@@ -89,13 +93,14 @@ class Normals(Task):
 
     def batch_metrics(self) -> dict[str, Metric]:
         """Return the same averaged batch by batch."""
-        return {name: BatchMean(metric) for name, metric in self.metrics().items()}
+        return {name: BatchMean(metric, self.labelled) for name, metric in self.metrics().items()}
 
 
 def _cosine(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    # In the precision of the target: a half cannot hold the epsilon of the norm.
-    x, y, z = output.to(target.dtype).unbind(1)
-    u, v, w = target.unbind(1)
+    # In single precision at least: a half cannot hold the epsilon of the norm.
+    dtype = torch.promote_types(target.dtype, torch.float32)
+    x, y, z = output.to(dtype).unbind(1)
+    u, v, w = target.to(dtype).unbind(1)
     # Written out, as a norm of torch over so short a dimension takes ten times as long. The floor comes before the
     # root, which has no derivative at zero.
     length = (x * x + y * y + z * z).clamp(min=EPSILON**2).sqrt()

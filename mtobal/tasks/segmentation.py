@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mtobal.tasks.classification import classification_loss
+from mtobal.tasks.classification import classification_loss, right_class
 from mtobal.tasks.labels import MISSING, LabelledMean
 from mtobal.tasks.task import Task
 
@@ -85,9 +85,5 @@ class Segmentation(Task):
         """Return mean intersection over union and the share of pixels that are right."""
         return {
             "mean_iou": MeanIoU(self.num_classes),
-            "pixel_accuracy": LabelledMean(_right, higher_is_better=True),
+            "pixel_accuracy": LabelledMean(right_class, higher_is_better=True),
         }
-
-
-def _right(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    return (output.argmax(dim=1) == target).float(), target != MISSING

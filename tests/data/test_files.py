@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from data_files import png
-from mtobal.data.files import open_file, read_array
+from mtobal.data import checks, load, prepare
+from mtobal.data.files import open_file, read_array, require_folder
 from mtobal.data.images import read_image
+from mtobal.data.inspection import find_problems
 from mtobal.errors import UsageError
 
 ARRAY = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
@@ -57,6 +59,15 @@ def test_damaged_headers_are_read_or_told(tmp_path: Path) -> None:
     assert not any("\n" in message for message in told)
 
 
+@pytest.mark.parametrize("shape", [(-1, -1, 4), (6, -1, 4), (True, True, 4), (0, 3, 4), (2**32, 2**32, 4)])
+def test_a_header_that_names_impossible_lengths_is_told(shape: tuple[int, ...], tmp_path: Path) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    path = tmp_path / "array.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + ARRAY.tobytes())
+    with pytest.raises(UsageError, match=r"array\.npy: (expected shape \(any, any, 4\)|is cut off)"):
+        read_array(path, (None, None, 4))
+
+
 def test_what_is_no_file_is_told_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npy")
     (tmp_path / "folder.npy").mkdir()
@@ -71,6 +82,20 @@ def test_a_disk_that_refuses_is_told() -> None:
     refused = pytest.raises(UsageError, match="/proc/self/mem: cannot be read: Input/output error")
     with refused, open_file(Path("/proc/self/mem")) as file:
         file.read(1)
+
+
+def test_a_path_that_the_disk_refuses_is_told(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 300)
+    for use in (
+        lambda: read_array(path, (None,)),
+        lambda: require_folder(path, "pictures"),
+        lambda: load("multi_mnist", path=str(path)),
+        lambda: checks("multi_mnist", path),
+        lambda: prepare("qm9", path, tmp_path, lambda items, description, total: items),
+    ):
+        with pytest.raises(UsageError, match=r"a{300}: cannot be read: File name too long\."):
+            use()
+    assert list(find_problems([(path, path.stat)])) == [f"{path}: cannot be read: File name too long."]
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mtobal.data import InMemoryDataset, evaluation_loader, training_loader
+from mtobal.data.multitask import Batch, BatchPerTask
 
 DATASET = InMemoryDataset(torch.arange(10.0), {"double": torch.arange(10) * 2})
 
@@ -39,3 +40,38 @@ def test_evaluation_keeps_the_order() -> None:
     batches = [inputs for inputs, _ in evaluation_loader(DATASET, batch_size=3)]
     assert [len(inputs) for inputs in batches] == [3, 3, 3, 1]
     assert torch.cat(batches).tolist() == list(range(10))
+
+
+def test_ranks_read_parts_of_a_batch_and_a_small_one_whole() -> None:
+    alone = [inputs.tolist() for inputs, _ in training_loader(DATASET, batch_size=5, seed=0)]
+    ranks = [
+        [inputs.tolist() for inputs, _ in training_loader(DATASET, batch_size=5, seed=0, rank=rank, ranks=2)]
+        for rank in range(2)
+    ]
+    assert [first + second for first, second in zip(*ranks, strict=True)] == alone
+    assert [len(part) for part in ranks[1]] == [2, 2]
+    for rank in range(3):  # too small to give two samples to each of three
+        whole = training_loader(DATASET, batch_size=5, seed=0, rank=rank, ranks=3)
+        assert [inputs.tolist() for inputs, _ in whole] == alone
+
+
+def test_ranks_share_out_the_tasks_that_are_large_enough() -> None:
+    parts = BatchPerTask({"many": DATASET, "few": InMemoryDataset(torch.arange(3.0), {})})
+    for rank in range(2):
+        inputs, _ = next(iter(training_loader(parts, batch_size=4, seed=0, rank=rank, ranks=2)))
+        assert {task: len(values) for task, values in inputs.items()} == {"many": 2, "few": 2}
+        inputs, _ = next(iter(training_loader(parts, batch_size=3, seed=0, rank=rank, ranks=2)))
+        assert {task: len(values) for task, values in inputs.items()} == {"many": 3, "few": 3}
+
+
+def test_ranks_augment_differently() -> None:
+    def jitter(batch: Batch, generator: torch.Generator) -> Batch:
+        return torch.rand(2, generator=generator), batch[1]
+
+    loaders = [
+        training_loader(InMemoryDataset(DATASET.inputs, {}, jitter), batch_size=5, seed=0, rank=rank, ranks=ranks)
+        for rank, ranks in ((0, 1), (0, 2), (1, 2))
+    ]
+    alone, first, second = (next(iter(loader))[0].tolist() for loader in loaders)
+    assert first == alone
+    assert second != first

@@ -58,6 +58,7 @@ def test_a_file_is_taken_by_its_path_too(tmp_path: Path) -> None:
         ([TRAIN, TRAIN_LABELS[:39], TEST, TEST_LABELS], r"training: expected labels of shape \(40, 2\)"),
         ([TRAIN, TRAIN_LABELS, TEST, "labels"], r"test: expected labels of shape \(10, 2\), found no array"),
         ([TRAIN, TRAIN_LABELS + 5, TEST, TEST_LABELS], "training: expected labels from 0 to 9"),
+        ([TRAIN, TRAIN_LABELS / 2, TEST, TEST_LABELS], "training: expected labels from 0 to 9"),
         ([TRAIN * -1.0, TRAIN_LABELS, TEST, TEST_LABELS], "training: expected shades"),
         ([TRAIN * np.nan, TRAIN_LABELS, TEST, TEST_LABELS], "training: expected shades"),
         ([TRAIN, TRAIN_LABELS, TEST[:0], TEST_LABELS[:0]], "test: expected images, found none"),

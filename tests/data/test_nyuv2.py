@@ -22,6 +22,7 @@ from scipy.io import savemat
 from data_files import (
     NYU_TEST,
     NYU_TRAIN,
+    full_disk,
     nyu_maps,
     nyu_normals,
     png,
@@ -214,6 +215,18 @@ def test_a_call_that_was_stopped_leaves_no_half_file_under_a_good_name(
     assert list(tmp_path.rglob("*.unfinished")) == []
 
 
+def test_a_full_disk_is_told_and_leaves_nothing_that_looks_whole(published: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(published, source)
+    with full_disk(), pytest.raises(UsageError, match=r"tree: cannot be written: \d+ requested and \d+ written\."):
+        prepare_nyuv2(source, tmp_path / "tree", silent)
+    assert list(tmp_path.rglob("*.npy")) == []
+    write_tar(source / "normals_gt.tgz", nyu_normals())
+    with full_disk(), pytest.raises(UsageError, match=r"normals_gt\.unfinished: cannot be written: File too"):
+        prepare_nyuv2(source, tmp_path / "tree", silent)
+    assert not (source / "normals_gt").exists()
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_tree_that_is_not_finished_is_not_taken_for_the_whole(
     prepared: Path, split: str, tmp_path: Path
@@ -336,6 +349,10 @@ def replace(path: Path, key: str, values: np.ndarray | None) -> None:
         (lambda path: (path.parent / "splits.mat").write_bytes(b""), "splits.mat: expected a MATLAB 5 file"),
         (
             lambda path: savemat(path.parent / "splits.mat", {"trainNdxs": [[0]], "testNdxs": [[1]]}),
+            "splits.mat: expected trainNdxs, the numbers of its images from 1",
+        ),
+        (
+            lambda path: savemat(path.parent / "splits.mat", {"trainNdxs": [[np.inf]], "testNdxs": [[1]]}),
             "splits.mat: expected trainNdxs, the numbers of its images from 1",
         ),
         (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_files import molecules
+from data_files import full_disk, molecules
 from mtobal.data import load, prepare, training_loader
 from mtobal.data import qm9 as module
 from mtobal.data.inspection import find_problems
@@ -113,6 +113,14 @@ def test_the_prepared_file_holds_the_same(published: Path, tmp_path: Path) -> No
     assert len(qm9(path=str(published), **SPLIT).train) == 26
 
 
+def test_a_full_disk_is_told_and_leaves_what_was_there(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "qm9.pt").write_bytes(b"from before")
+    with full_disk(), pytest.raises(UsageError, match=r"out/qm9\.pt: cannot be written: File too large\."):
+        prepare("qm9", published, tmp_path / "out", silent)  # type: ignore[arg-type]
+    assert (tmp_path / "out" / "qm9.pt").read_bytes() == b"from before"
+
+
 def test_a_file_in_the_older_format_of_torch(published: Path, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     torch.save(MOLECULES, tmp_path / "old" / "qm9_v3.pt", _use_new_zipfile_serialization=False)
@@ -141,7 +149,7 @@ def changed(**changes: object) -> list[dict[str, object]]:
         (changed(x=torch.zeros(())), "molecule 3: expected x"),
         (changed(pos=torch.zeros(5, 3)), "molecule 3: expected x"),
         (changed(y=torch.zeros(19)), "molecule 3: expected x"),
-        (changed(edge_index=torch.zeros(2, 10)), "expected whole numbers for bonds"),
+        (changed(edge_index=torch.zeros(2, 10)), "expected bonds and counts as int64"),
         (changed(edge_index=torch.full((2, 10), 6)), "expected bonds between atoms of one molecule"),
         (changed(edge_index=torch.full((2, 10), -1)), "expected bonds between atoms of one molecule"),
         (changed(pos=torch.full((6, 3), torch.nan)), "expected finite numbers"),
@@ -163,7 +171,11 @@ def test_a_prepared_file_is_not_trusted_either(published: Path) -> None:
     for name, value, message in (
         ("nodes", None, "expected the tensors atom_counts"),
         ("nodes", whole["nodes"][:-1], "expected tensors for 180 atoms"),
+        ("nodes", whole["nodes"].to_sparse(), "expected bonds and counts as int64 and all else as float32"),
+        ("nodes", whole["nodes"].to("meta"), "expected bonds and counts as int64 and all else as float32"),
+        ("positions", whole["positions"].double(), "all else as float32, found others"),
         ("bonds", whole["bonds"] + 1, "expected bonds between atoms"),
+        ("bond_counts", whole["bond_counts"].sum() * (torch.arange(NUMBER) == 0), "found more"),
         ("atom_counts", whole["atom_counts"] * 10**9, "expected molecules of 1 to 100 atoms"),
         ("bond_counts", whole["bond_counts"][1:], "expected as many molecules in every tensor"),
     ):

@@ -258,7 +258,7 @@ def test_training_images_are_augmented_and_others_are_not() -> None:
         ({"train_scenes": 0}, "train_scenes should be at least 1, not 0"),
         ({"height": -1}, "height should be at least 1"),
         ({"seed": -1}, "seed should be 0 or more"),
-        ({"scenes": 3}, "unknown option of data set 'rooms' 'scenes'"),
+        ({"scenes": 3}, "data set 'rooms' has no option 'scenes'"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, int], message: str) -> None:

@@ -36,6 +36,8 @@ def test_labels_and_depth_stay_at_the_pixels_of_the_image() -> None:
     images, targets = augmented()
     rows, columns = targets["segmentation"] // SIZE[1], targets["segmentation"] % SIZE[1]
     # The image is interpolated from corner to corner, labels are those of the nearest pixel.
+    steps = images[:, 1].diff(dim=-1)
+    assert torch.allclose(steps, steps[:, :, :1].expand_as(steps), atol=1e-6)
     assert (images[:, 0] * 100 - rows).abs().max() <= 1
     assert (images[:, 1] * 100 - columns).abs().max() <= 1
     known = targets["depth"][:, 0] > 0
@@ -146,6 +148,7 @@ def label(value: float) -> np.ndarray:
         ("image", lambda path: path.write_bytes(b"PK\x03\x04" * 50), "expected a NumPy array"),
         ("label", save(label(7)), "expected labels from -1 to 6, found 0 to 7"),
         ("label", save(label(np.nan)), "expected labels from -1 to 6, found nan to nan"),
+        ("label", save(label(0.5)), "expected labels that are whole numbers, found others"),
         ("depth", save(np.zeros((6, 8))), r"expected shape \(6, 8, 1\), found \(6, 8\)"),
         ("normal", cut, "is cut off"),
     ],
@@ -209,6 +212,7 @@ def test_a_missing_folder_is_told(folder: Path, tmp_path: Path) -> None:
 
 
 def test_too_many_images_are_told(folder: Path) -> None:
-    for name in ("image", "label", "depth", "normal"):
-        (folder / name / "3.npy").write_bytes((folder / name / "2.npy").read_bytes())
-    assert problems(folder)[0] == f"{folder / 'image'}: expected 3 samples, found 4."
+    for number in (3, 10_000):  # the numbers between are nobody's loss
+        for name in ("image", "label", "depth", "normal"):
+            (folder / name / f"{number}.npy").write_bytes((folder / name / "2.npy").read_bytes())
+    assert problems(folder)[0] == f"{folder / 'image'}: expected 3 samples, found 5."

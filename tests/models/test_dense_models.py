@@ -10,8 +10,9 @@ from torch import nn
 
 from mtobal import models
 from mtobal.errors import UsageError
-from mtobal.models.decoders import ASPP
+from mtobal.models.decoders import ASPP, at_size_of
 from mtobal.models.resnet import ResNet
+from mtobal.models.segnet import SegNet
 from mtobal.tasks import Classification, Depth, Normals, Segmentation, Task
 
 NYU: tuple[Task, ...] = (Segmentation("segmentation", num_classes=13), Depth("depth"), Normals("normals"))
@@ -166,11 +167,27 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"weights\.pth: expected the weights of a ResNet"):
         encoder.load_weights(path)
     path.write_bytes(b"no weights")
-    with pytest.raises(UsageError, match=r"weights\.pth: expected the weights of a ResNet"):
+    with pytest.raises(UsageError, match=r"weights\.pth: expected a file of tensors, found another"):
+        encoder.load_weights(path)
+    torch.save({1: torch.zeros(1)}, path)
+    with pytest.raises(UsageError, match=r"weights\.pth: expected the weights of a ResNet by their names"):
         encoder.load_weights(path)
     torch.save(ResNet(depth=18, width=8).state_dict(), path)
     with pytest.raises(UsageError, match=r"weights\.pth: these are the weights of another network: .*conv1"):
         encoder.load_weights(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_that_are_cut_off_are_told(legacy: bool, tmp_path: Path) -> None:
+    encoder = ResNet(depth=18, width=1)
+    path = tmp_path / "weights.pth"
+    torch.save(encoder.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 1, len(whole) // 100):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UsageError, match=r"weights\.pth: ") as caught:
+            encoder.load_weights(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_small_stem_keeps_small_images() -> None:
@@ -180,6 +197,34 @@ def test_a_small_stem_keeps_small_images() -> None:
     trunk = 11_176_512 - 64 * 3 * (49 - 9)
     assert size(model) == trunk + 20 * (512 * 5 + 5)
     assert ResNet(width=4, small_stem=True)(torch.rand(2, 3, 32, 32)).shape == (2, 32, 4, 4)
+
+
+def test_convolutions_start_from_the_published_distributions() -> None:
+    torch.manual_seed(0)
+    resnet, segnet = ResNet(depth=18, width=32), SegNet(3, (32, 32))
+    for convolution, variance in (
+        (resnet.get_submodule("layer3.0.conv1"), 2 / (9 * 128)),  # twice one over what a pixel is read by
+        (segnet.get_submodule("encoder.0.0"), 2 / (9 * (3 + 32))),
+        (segnet.get_submodule("decoder_refine.0.0.0"), 2 / (9 * (32 + 32))),
+    ):
+        assert isinstance(convolution, nn.Conv2d)
+        assert convolution.weight.var().item() == pytest.approx(variance, rel=0.15)
+        assert convolution.bias is None or (convolution.bias == 0).all()
+
+
+def test_a_pyramid_looks_as_far_as_published() -> None:
+    pyramid = ASPP(1, 1, channels=1).eval()
+    point = torch.zeros(1, 1, 81, 81)
+    point[..., 40, 40] = 1
+    for scale, distance in zip(pyramid.scales, (0, 12, 24, 36), strict=True):
+        seen = scale.get_submodule("0")(point)[0, 0].nonzero()
+        assert {*seen.flatten().tolist()} == {40 - distance, 40, 40 + distance}
+
+
+def test_maps_are_brought_to_size_from_corner_to_corner() -> None:
+    ramp = torch.linspace(0, 1, 5, dtype=torch.float64).expand(1, 1, 3, 5)
+    (found,) = at_size_of(torch.zeros(1, 3, 9, 21), {"depth": ramp}).values()
+    assert torch.allclose(found[0, 0], torch.linspace(0, 1, 21, dtype=torch.float64).expand(9, 21))
 
 
 def test_one_image_cannot_train_a_pyramid() -> None:

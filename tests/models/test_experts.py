@@ -290,6 +290,11 @@ def test_the_parts_of_a_cut_encoder_are_the_encoder(
             cut(encoder, stages + 1)
 
 
+def test_the_first_parts_of_a_cut_encoder_get_what_is_left_over() -> None:
+    encoder = network("mlp", {"hidden": [6] * 5}, (5,))([]).encoder
+    assert [[len(part) // 2 for part in cut(encoder, parts)] for parts in (2, 3)] == [[3, 2], [2, 2, 1]]
+
+
 @pytest.mark.parametrize("shared_stream", [True, False])
 def test_only_a_shared_stream_carries_what_experts_of_a_task_found_to_others(shared_stream: bool) -> None:
     model = build("ple", shared_stream=shared_stream)
@@ -443,13 +448,14 @@ def test_what_a_task_reads_from_sequences_depends_on_the_task_and_on_each_sequen
 @pytest.mark.parametrize(
     ("name", "shape", "options", "message"),
     [
-        ("mmoe", (5,), {"experts": 0}, "mmoe: experts should be 1 or more, not 0"),
+        ("mmoe", (5,), {"experts": 0}, "model 'mmoe': experts should be 1 or more, not 0"),
         ("mmoe", (5,), {"base": "mlpp"}, "unknown base 'mlpp': did you mean 'mlp'"),
         ("mmoe", (5,), {"base_options": {"hiden": [4]}}, "model 'mlp'.*did you mean 'hidden'"),
         ("mmoe", (5,), {"base_options": {"hidden": []}}, r"hidden should be sizes from 1, one a layer, not \[\]"),
         ("mmoe", (1, 8, 8), {"base": "mlp"}, r"MLPEncoder reads vectors .* not inputs of shape \(1, 8, 8\)"),
         ("mmoe", (5,), {"gate_input": "all"}, "gate_input should be one of 'pooled', 'flat'"),
-        ("cgc", (5,), {"own_experts": 0}, "cgc: own_experts should be 1 or more, not 0"),
+        ("mmoe", (5,), {"base_options": {"hidden": [4, 0]}}, "model 'mlp': hidden should be 1 or more, not 0"),
+        ("cgc", (5,), {"own_experts": 0}, "model 'cgc': own_experts should be 1 or more, not 0"),
         ("dselect_k", (5,), {"experts": 2, "k": 3}, "experts should be 3 or more for k=3, not 2"),
         ("dselect_k", (5,), {"experts": 1, "k": 1}, "experts should be 2 or more for k=1, not 1"),
         ("dselect_k", (5,), {"width": 0}, "width should be above 0"),

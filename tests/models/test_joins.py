@@ -12,6 +12,7 @@ from mtobal import models
 from mtobal.errors import UsageError
 from mtobal.models.decoders import PixelShuffle
 from mtobal.models.ltb import LearningToBranch
+from mtobal.models.nddr import Fusion
 from mtobal.tasks import Classification, Depth, Normals, Segmentation, Task
 
 NYU: tuple[Task, ...] = (Segmentation("segmentation", num_classes=13), Depth("depth"), Normals("normals"))
@@ -106,6 +107,13 @@ def test_an_exchange_starts_near_the_own_features(tasks: int) -> None:
     first = models.parallel.own_and_others(tasks)
     torch.testing.assert_close(first.sum(1), torch.ones(tasks))
     torch.testing.assert_close(first.diag(), torch.full((tasks,), 0.9 if tasks > 1 else 1.0))
+
+
+def test_a_fusion_keeps_every_channel_in_its_place_at_first() -> None:
+    shares = models.parallel.own_and_others(3)[1]
+    features = torch.rand(3, 2, 4, 5, 6)  # of three tasks, in four channels
+    reduced = Fusion(4, shares).get_submodule("0")(torch.cat([*features], dim=1))
+    torch.testing.assert_close(reduced, torch.einsum("t,tnchw->nchw", shares, features))
 
 
 def branching() -> LearningToBranch:

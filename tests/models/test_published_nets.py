@@ -70,6 +70,14 @@ def test_other_inputs_are_refused(name: str, shape: tuple[int, ...], message: st
         models.build(name, shape, classifications(2, 2))
 
 
+def test_the_linear_layer_of_the_office_network_starts_as_published() -> None:
+    torch.manual_seed(0)
+    encoder = models.build("office_resnet", (3, 32, 32), classifications(1, 2), width=8).get_submodule("encoder")
+    (linear,) = (part for part in encoder.children() if isinstance(part, nn.Linear))
+    assert linear.weight.std().item() == pytest.approx(0.005, rel=0.05)
+    assert (linear.bias == 0.1).all()
+
+
 def test_every_task_may_have_inputs_of_its_own() -> None:
     torch.manual_seed(0)
     tasks = classifications(3, 2)

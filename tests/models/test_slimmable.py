@@ -17,7 +17,8 @@ from mtobal.models.decoders import ASPP
 from mtobal.models.deeplab import DeepLab
 from mtobal.models.hard_sharing import HardSharing
 from mtobal.models.resnet import ResNet
-from mtobal.models.slimmable import Configuration, Slimmable, invariance_loss, sandwich_step
+from mtobal.models.sandwich import invariance_loss, sandwich_step
+from mtobal.models.slimmable import Configuration, Slimmable
 from mtobal.tasks import Classification, Depth, Segmentation, Task
 
 DENSE: tuple[Task, ...] = (Segmentation("segmentation", num_classes=3), Depth("depth"))

@@ -29,6 +29,13 @@ def test_published_transformers_have_the_published_number_of_parameters(
     assert sum(parameter.numel() for parameter in encoder.parameters()) == expected
 
 
+def test_the_representation_is_read_off_the_class_token() -> None:
+    encoder = ViT((3, 16, 24), **TINY)
+    encoder.blocks = nn.Sequential()  # through which no token learns of another
+    expected = encoder.norm(encoder.class_token[0] + encoder.positions[0, :1])
+    torch.testing.assert_close(encoder(torch.rand(2, 3, 16, 24)), expected.expand(2, -1))
+
+
 def test_a_transformer_reads_every_patch_and_knows_where_it_was() -> None:
     torch.manual_seed(0)
     model = models.build("vit", (3, 16, 24), TASKS, **TINY).eval()

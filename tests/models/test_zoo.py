@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mtobal import models
+from mtobal.errors import UsageError
 from mtobal.gradients.partition import find_partition
 from mtobal.models.base import Inputs, MultiTaskModel
 from zoo import SMALL, sample_inputs
@@ -49,3 +50,28 @@ def test_outputs_come_from_the_representation_alone(model: MultiTaskModel, input
         gradient is None for gradient in torch.autograd.grad(total, shared, retain_graph=True, allow_unused=True)
     )
     assert all(gradient is not None for gradient in torch.autograd.grad(total, cut))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_size_of_zero_is_refused_by_its_name(name: str) -> None:
+    shape, tasks, options = SMALL[name]
+    sizes = {**options, **options.get("base_options", {})}
+    sizes = {option: size for option, size in sizes.items() if isinstance(size, int | list)}
+    for option, size in sizes.items():
+        zero = {option: [*size[:-1], 0] if isinstance(size, list) else 0}
+        wrong = {**options, **(zero if option in options else {"base_options": zero})}
+        with pytest.raises(UsageError, match=f"{option} should be (1 or more|one of 18, 34, 50, 101), not 0"):
+            models.build(name, shape, tasks, **wrong)
+
+
+@pytest.mark.parametrize("name", [name for name, (shape, _, _) in SMALL.items() if len(shape) == 3])
+def test_vectors_in_the_place_of_images_are_refused(name: str, timm: list[dict[str, object]]) -> None:
+    _, tasks, options = SMALL[name]
+    for shape in ((8,), (0, 32, 32)):
+        with pytest.raises(UsageError, match=r"reads .*, not inputs of shape|model 'mlp' has no option"):
+            models.build(name, shape, tasks, **options)
+
+
+def test_a_model_of_no_tasks_is_refused() -> None:
+    with pytest.raises(UsageError, match="model 'nddr': expected one or more tasks, got none"):
+        models.build("nddr", (3, 32, 32), [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,14 @@ def test_f1_agrees_with_scikit_learn_and_reads_small_logits_as_logits() -> None:
     found = scores(MultiLabel("m", num_labels=3), output, target)
     assert found["f1"] == pytest.approx(f1_score(target, output > 0, average="macro"))
     assert found["accuracy"] == pytest.approx(((output > 0) == target).float().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("criterion", "expected"), [("squared", 4.625), ("absolute", 1.75), ("smooth_l1", 1.3125)]
+)
+def test_the_criterion_of_a_regression_is_its_loss(criterion: Any, expected: float) -> None:
+    task = Regression("mu", size=2, criterion=criterion)
+    assert task.loss(torch.tensor([[0.5, 3.0]]), torch.zeros(1, 2)).item() == expected
 
 
 def test_regression_is_told_in_the_units_outside() -> None:

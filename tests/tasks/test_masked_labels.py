@@ -17,6 +17,7 @@ from mtobal.tasks import (
     Normals,
     Reconstruction,
     Regression,
+    Restoration,
     Segmentation,
     Task,
 )
@@ -32,16 +33,22 @@ TASKS: list[Task] = [
     Regression("regression", size=2, criterion="absolute"),
     Regression("regression", size=2, criterion="smooth_l1"),
     Reconstruction("reconstruction"),
+    Restoration("restoration"),
 ]
-SHAPES = {"classification": (), "multi_label": (3,), "regression": (2,), "segmentation": (H, W)}
-MISSING = {"depth": 0.0, "normals": 0.0, "regression": math.nan, "reconstruction": math.nan}
+DENSE = {
+    "segmentation": (H, W),
+    "depth": (1, H, W),
+    **dict.fromkeys(("normals", "reconstruction", "restoration"), (3, H, W)),
+}
+SHAPES = {"classification": (), "multi_label": (3,), "regression": (2,), **DENSE}
+NUMBERS = ("regression", "reconstruction", "restoration")
+MISSING = {"depth": 0.0, "normals": 0.0, **dict.fromkeys(NUMBERS, math.nan)}
 
 
 def batch(task: Task, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return an output and a target in which everything has a label."""
     generator = torch.Generator().manual_seed(seed)
-    dense = {"depth": (1, H, W), "normals": (3, H, W), "reconstruction": (3, H, W)}
-    shape = (N, *dense.get(task.name, SHAPES.get(task.name, ())))
+    shape = (N, *SHAPES[task.name])
     if task.name in ("classification", "segmentation"):
         target = torch.randint(4, shape, generator=generator)
         output = torch.randn(N, 4, *shape[1:], generator=generator, dtype=torch.float64)
@@ -125,10 +132,43 @@ def test_metrics_of_a_split_do_not_depend_on_its_batches(task: Task) -> None:
 def test_a_split_without_labels_has_no_score(task: Task) -> None:
     output, target = batch(task)
     for name, metric in task.metrics().items():
-        if name == "accuracy" and task.name == "classification":
-            continue  # of torchmetrics, which says 0
-        metric.update(output.detach(), without_labels(task, target))
-        assert math.isnan(metric.compute()), name
+        for rows in (slice(None), slice(0)):  # the second is a batch of no samples
+            metric.reset()
+            metric.update(output.detach()[rows], without_labels(task, target)[rows])
+            assert math.isnan(metric.compute()), name
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task.name in DENSE], ids=lambda task: task.name)
+def test_more_pixels_than_a_half_can_count_do_not_overflow_it(task: Task) -> None:
+    output, target = (each.detach().repeat(700, *[1] * (each.dim() - 1)) for each in batch(task))
+    halves = [each.half() if each.is_floating_point() else each for each in (output, target)]
+    exact = [each.double() if each.is_floating_point() else each for each in halves]
+    assert task.loss(*halves).item() == pytest.approx(task.loss(*exact).item(), rel=1e-2)
+    for name, metric in task.metrics().items():
+        metric.update(*halves)
+        found = metric.compute().item()
+        metric.reset()
+        metric.update(*exact)
+        assert found == pytest.approx(metric.compute().item(), rel=1e-2), name
+
+
+ERRORS = [Depth("depth"), Normals("normals"), Regression("regression", size=2), Reconstruction("reconstruction")]
+
+
+@pytest.mark.parametrize("task", ERRORS, ids=lambda task: task.name)
+def test_an_output_that_is_no_number_is_no_good_one(task: Task) -> None:
+    output, target = batch(task)
+    output = output.detach()
+    output[3].fill_(math.nan)
+    for convention in (task.metrics, task.batch_metrics):
+        for name, metric in convention().items():
+            for rows in (slice(0, 3), slice(3, 6)):
+                metric.update(output[rows], target[rows])
+            found = metric.compute().item()
+            if name.startswith("within"):
+                assert found <= 5 / 6, name
+            else:
+                assert math.isnan(found), name
 
 
 @pytest.mark.parametrize("task", [Depth("depth"), Normals("normals")], ids=lambda task: task.name)
@@ -148,5 +188,7 @@ def test_older_papers_weigh_batches_alike(task: Task) -> None:
 
 
 def test_an_output_of_another_shape_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"target of shape \(6, 5, 7\), got \(6, 6, 5, 7\)"):
-        Depth("depth").loss(torch.zeros(6, 1, H, W), torch.ones(6, H, W))
+    task = Depth("depth")
+    for use in (task.loss, task.metrics()["absolute_error"].update):
+        with pytest.raises(UsageError, match=r"target of shape \(6, 5, 7\), got \(6, 6, 5, 7\)"):
+            use(torch.zeros(6, 1, H, W), torch.ones(6, H, W))

@@ -35,7 +35,7 @@ def read_numbers(path: Path) -> dict[str, Array]:
     try:
         order = {b"IM": "<", b"MI": ">"}[content[126:_HEADER_BYTES]]
         return dict(_arrays(content[_HEADER_BYTES:], order))
-    except (KeyError, IndexError, ValueError, struct.error, zlib.error) as error:
+    except (KeyError, IndexError, ValueError, RecursionError, struct.error, zlib.error) as error:
         raise UsageError(f"{path}: expected a MATLAB 5 file, found something else or a part of one.") from error
 
 

@@ -191,7 +191,7 @@ def _read_splits(path: Path) -> dict[SplitName, list[int]]:
     splits: dict[SplitName, list[int]] = {}
     for split, name in _INDEX_NAMES.items():
         values = arrays.get(name, np.zeros(0))
-        if not values.size or not (values == values.round()).all() or values.min() < 1:
+        if not values.size or not ((values == values.round()) & (values >= 1) & (values < np.inf)).all():
             raise UsageError(f"{path}: expected {name}, the numbers of its images from 1, found something else.")
         splits[split] = [int(number) - 1 for number in values.ravel()]
     if set(splits["train"]) & set(splits["val"]):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtobal.data.files import Array, open_file, read_array
+from mtobal.data.files import Array, open_file, read_array, refusals_of
 from mtobal.data.nyuv2.classes import RAW_TO_13, RAW_TO_40
 from mtobal.data.nyuv2.original import (
     NORMALS_ARCHIVE,
@@ -59,7 +59,7 @@ def prepare_nyuv2(source: Path, target: Path, track: Track) -> str:
         unpack_normals(source / NORMALS_ARCHIVE, source / NORMALS_FOLDER, track)
     counts = {split: len(indices) for split, indices in original.splits.items()}
     manifest = {"normals": original.normals_source, "images": counts}
-    try:
+    with refusals_of(target, "written"):
         _claim(target, manifest)
         made = kept = 0
         images = [
@@ -73,8 +73,6 @@ def prepare_nyuv2(source: Path, target: Path, track: Track) -> str:
             else:
                 _write_maps(folder, number, original.maps(index))
                 made += 1
-    except OSError as error:
-        raise UsageError(f"{error.filename or target}: cannot be written: {error.strerror or error}.") from error
     return f"{made} images converted and {kept} kept, with normals from {_origin(original)}, in {target}"
 
 
@@ -85,11 +83,12 @@ def unpack_normals(archive: Path, folder: Path, track: Track) -> None:
     """
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
+    with refusals_of(unfinished, "written"):
+        for kind in ("normals", "masks"):
+            (unfinished / kind).mkdir(parents=True)
     found = 0
     with open_file(archive) as file:
         try:
-            for kind in ("normals", "masks"):
-                (unfinished / kind).mkdir(parents=True)
             with tarfile.open(fileobj=file, mode="r|gz") as members:
                 for member in track(members, "normals", 2 * 1449):
                     outside = member.name.startswith("/") or ".." in Path(member.name).parts
@@ -101,7 +100,9 @@ def unpack_normals(archive: Path, folder: Path, track: Track) -> None:
                     match = _NAME_IN_ARCHIVE.fullmatch(member.name)
                     content = members.extractfile(member) if match and member.isreg() else None
                     if match and content:
-                        (unfinished / match[1] / f"{match[2]}.png").write_bytes(content.read())
+                        picture = content.read()
+                        with refusals_of(unfinished, "written"):
+                            (unfinished / match[1] / f"{match[2]}.png").write_bytes(picture)
                         found += 1
         # A stream that is cut off or no archive ends in one of these.
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
@@ -153,7 +154,9 @@ def _claim(target: Path, manifest: Mapping[str, Any]) -> None:
                 "choose another --out."
             )
     target.mkdir(parents=True, exist_ok=True)
-    (target / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    unfinished = (target / MANIFEST).with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(manifest), encoding="utf-8")
+    unfinished.replace(target / MANIFEST)
 
 
 _SHAPES: dict[str, tuple[int, ...]] = {
