@@ -10,13 +10,14 @@ PYTHON ?= python3
 PINS := pyproject.toml constraints.txt
 TOOLS := .venv-test/bin
 
-# $(1): the environment's folder, $(2): the extras. Of pip's many lines, keep one for each file that it fetches or unpacks.
+# $(1): the environment's folder, $(2): the extras. Of pip's many lines, keep one for each file that it fetches or unpacks,
+# and what it says of versions that exclude each other.
 define install
 	@echo "$(1): installing mtobal[$(2)] for $$($(PYTHON) --version) (the first time, some hundred megabytes and a few minutes)"
 	@$(PYTHON) -m venv $(1)
 	@$(1)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(2)]" \
 		| sed -nu -e 's/^ *Downloading \([^ ]*\/\)*/  /p' -e 's/^Processing .*\/\([^/]*\.whl\).*/  \1/p' \
-			-e 's/^Installing collected packages:.*/  unpacking/p'
+			-e 's/^Installing collected packages:.*/  unpacking/p' -e '/^The conflict is caused by/,$$p'
 	@touch $(1)/.installed
 endef
 
