@@ -1,4 +1,4 @@
-"""Options that come from text (recipes, the command line), checked against the function that takes them."""
+"""Names and options that come from text (recipes, the command line), checked against what they stand for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtobal.errors import UsageError, unknown_option
+
+
+def enter(table: dict[str, Any], kind: str, name: str, new: Callable[..., Any]) -> None:
+    """Enter a class or function under a name that is free; the same one again is a notebook cell run twice.
+
+    Raises
+    ------
+    UsageError
+        Something else has the name.
+    """
+    known = table.get(name)
+    if known and (known.__module__, known.__qualname__) != (new.__module__, new.__qualname__):
+        raise UsageError(f"{kind} name {name!r} is taken by {known.__module__}.{known.__qualname__}.")
+    table[name] = new
 
 
 def resolve_options(owner: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mtobal.data.restoration import restoration
 from mtobal.data.rooms import rooms
 from mtobal.data.tracking import Track
 from mtobal.errors import UsageError, unknown_name
-from mtobal.options import resolve_options
+from mtobal.options import enter, resolve_options
 
 _Function = TypeVar("_Function", bound=Callable[..., MultiTaskData])
 
@@ -98,11 +98,7 @@ def register(name: str) -> Callable[[_Function], _Function]:
                 f"data set {name!r}: expected a function whose parameters are keyword-only and have a type each, "
                 f"as in f(*, samples: int = 100), not {function.__qualname__}{inspect.signature(function)}."
             )
-        known = _DATA_SETS.get(name)
-        # The same function again is a notebook cell run twice.
-        if known and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
-            raise UsageError(f"data set name {name!r} is taken by {known.__module__}.{known.__qualname__}.")
-        _DATA_SETS[name] = function
+        enter(_DATA_SETS, "data set", name, function)
         return function
 
     return add

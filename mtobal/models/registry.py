@@ -34,7 +34,7 @@ from mtobal.models.segnet import segnet
 from mtobal.models.slimmable import slimmable
 from mtobal.models.tat_network import tat_network
 from mtobal.models.vit import vit
-from mtobal.options import resolve_options
+from mtobal.options import enter, resolve_options
 from mtobal.tasks import Task
 
 _Function = TypeVar("_Function", bound=Callable[..., MultiTaskModel])
@@ -90,11 +90,7 @@ def register(name: str) -> Callable[[_Function], _Function]:
                 "are keyword-only and have a type each, as in f(input_shape, tasks, *, features: int = 16), not "
                 f"{function.__qualname__}{inspect.signature(function)}."
             )
-        known = _MODELS.get(name)
-        # The same function again is a notebook cell run twice.
-        if known and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
-            raise UsageError(f"model name {name!r} is taken by {known.__module__}.{known.__qualname__}.")
-        _MODELS[name] = function
+        enter(_MODELS, "model", name, function)
         return function
 
     return add

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from mtobal.errors import UsageError, unknown_name
+from mtobal.options import enter
 from mtobal.strategies.base import Strategy
 from mtobal.strategies.card import Card
 
@@ -41,11 +42,7 @@ def register(name: str) -> Callable[[_StrategyType], _StrategyType]:
     def add(cls: _StrategyType) -> _StrategyType:
         if not (isinstance(cls, type) and issubclass(cls, Strategy) and hasattr(cls, "place")):
             raise UsageError(f"strategy {name!r} must be a LossWeighting or an Aggregation, not {cls!r}.")
-        known = _REGISTRY.get(name)
-        # The same class again is a notebook cell run twice.
-        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UsageError(f"strategy name {name!r} is taken by {known.__module__}.{known.__qualname__}.")
-        _REGISTRY[name] = cls
+        enter(_REGISTRY, "strategy", name, cls)
         cls.card = replace(
             cls.card,
             name=name,
