@@ -245,7 +245,7 @@ def prepare_qm9(source: Path, target: Path, track: Track) -> str:
         # By way of memory, because the writer of torch turns a full disk into an error without a word of it.
         content = io.BytesIO()
         torch.save(vars(table), content)
-        unfinished.write_bytes(content.getbuffer())
+        unfinished.write_bytes(content.getvalue())  # a view of it would outlive an error
         found = _read_prepared(unfinished)
         if not all(torch.equal(value, getattr(found, name)) for name, value in vars(table).items()):
             raise UsageError(f"{destination}: holds something else than was written; the disk may be at fault.")
